@@ -1,0 +1,1 @@
+"""registry -> catalog -> resources -> streams: turns readiness into Envoy configuration over xDS."""

@@ -1,0 +1,50 @@
+"""What the catalog says of one model: the only thing that the resource translators read. Immutable and hashable."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+
+class Health(Enum):
+    """How far an endpoint is to be used."""
+
+    READY = "READY"
+    DRAINING = "DRAINING"
+    """No new requests; it stays listed so that load reports go on naming it until nothing is in flight."""
+    SUSPECT = "SUSPECT"
+    """Its lease was lost, but the registry's word alone does not take it out: used, under Envoy's outlier detection."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Endpoint:
+    """One instance that holds one version of a model. Ports are TCP; `rest_port` is 0 where there is no REST."""
+
+    instance: str
+    address: str
+    grpc_port: int
+    rest_port: int = 0
+    zone: str = ""
+    capacity: int = 1
+    health: Health = Health.READY
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """One model, fleet-wide.
+
+    `versions` holds every known version, oldest first, with its endpoints sorted by instance; a version that is only
+    announced (loading everywhere) has none. `served` is the version that a request which names none gets from the
+    whole fleet; None while no version has an endpoint. `pinned`: the router must write `served` into such a request,
+    because a server may hold another version too and would answer from its own newest.
+    """
+
+    name: str
+    versions: tuple[tuple[int, tuple[Endpoint, ...]], ...]
+    served: int | None
+    pinned: bool
+
+    def endpoints(self, version: int | None) -> tuple[Endpoint, ...]:
+        """The endpoints of one version, or of the served one for None; empty if there are none."""
+        wanted = self.served if version is None else version
+        return next((endpoints for known, endpoints in self.versions if known == wanted), ())

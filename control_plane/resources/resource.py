@@ -1,0 +1,45 @@
+"""One Envoy resource, serialised once and shared by every stream that is sent it.
+
+Invariant: `version` is a hash of `body` and of nothing else, so replicas that have seen the same registry revision hold
+equal versions, and a reconnecting Envoy is sent nothing that it already has.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import TYPE_CHECKING
+
+from google.protobuf import any_pb2
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
+
+_API = "type.googleapis.com/envoy.config"
+LISTENER = f"{_API}.listener.v3.Listener"
+ROUTE_CONFIGURATION = f"{_API}.route.v3.RouteConfiguration"
+CLUSTER = f"{_API}.cluster.v3.Cluster"
+CLUSTER_LOAD_ASSIGNMENT = f"{_API}.endpoint.v3.ClusterLoadAssignment"
+EXTENSION_CONFIG = f"{_API}.core.v3.TypedExtensionConfig"
+
+
+@dataclass(frozen=True, slots=True)
+class Resource:
+    """`body` is the serialised google.protobuf.Any. `requires` names the clusters that must be usable on an Envoy
+    before this resource may be sent to it; `model` is the model that caused it, empty for what belongs to all."""
+
+    type_url: str
+    name: str
+    version: str
+    body: bytes
+    model: str = ""
+    requires: frozenset[str] = field(default=frozenset())
+
+
+def pack(name: str, message: Message, *, model: str = "", requires: frozenset[str] = frozenset()) -> Resource:
+    """Serialise a message deterministically. Map fields are sorted by key, so equal content is equal bytes."""
+    wrapped = any_pb2.Any()
+    wrapped.Pack(message, deterministic=True)
+    body = wrapped.SerializeToString(deterministic=True)
+    version = blake2b(body, digest_size=8).hexdigest()
+    return Resource(wrapped.type_url, name, version, body, model, requires)

@@ -1,0 +1,1 @@
+"""Generated from proto/monitor/pb by hatch_build.py."""

@@ -1,0 +1,111 @@
+"""The registry's keys. Invariant: `parse_key(make(x)) == x` for every name, whatever characters it holds.
+
+Names are percent-encoded with nothing but RFC 3986's unreserved characters left as they are, so that a slash in a
+model's name can't forge another key and `etcdctl get --prefix` still reads well.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+from urllib.parse import quote, unquote
+
+DEFAULT_PREFIX = "/modelplane/"
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceKey:
+    """`instances/<instance>`: one TF Serving process."""
+
+    instance: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReadyKey:
+    """`ready/<model>/<version>/<instance>`: one version of one model on one instance."""
+
+    model: str
+    version: int
+    instance: str
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyKey:
+    """`models/<model>`: what the operator wants for one model."""
+
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class PlaneKey:
+    """`planes/<replica>`: one control-plane replica."""
+
+    replica: str
+
+
+Key: TypeAlias = InstanceKey | ReadyKey | PolicyKey | PlaneKey
+
+
+def encode_name(name: str) -> str:
+    """Percent-encode a name for one segment of a key; one of dots alone too, so that no segment is `.` or `..`."""
+    encoded = quote(name, safe="")
+    return encoded.replace(".", "%2E") if set(encoded) == {"."} else encoded
+
+
+@dataclass(frozen=True, slots=True)
+class Keyspace:
+    """All keys of one fleet, under one prefix that ends with a slash."""
+
+    prefix: str = DEFAULT_PREFIX
+
+    def __post_init__(self) -> None:
+        if not self.prefix.endswith("/"):
+            object.__setattr__(self, "prefix", self.prefix + "/")
+
+    @property
+    def instances(self) -> str:
+        """The prefix of all instance keys."""
+        return f"{self.prefix}instances/"
+
+    @property
+    def ready(self) -> str:
+        """The prefix of all readiness keys."""
+        return f"{self.prefix}ready/"
+
+    @property
+    def models(self) -> str:
+        """The prefix of all policies."""
+        return f"{self.prefix}models/"
+
+    @property
+    def planes(self) -> str:
+        """The prefix of all control-plane replicas."""
+        return f"{self.prefix}planes/"
+
+    def make(self, key: Key) -> str:
+        """Spell a key out, prefix included."""
+        match key:
+            case InstanceKey(instance):
+                return self.instances + encode_name(instance)
+            case ReadyKey(model, version, instance):
+                return f"{self.ready}{encode_name(model)}/{version}/{encode_name(instance)}"
+            case PolicyKey(model):
+                return self.models + encode_name(model)
+            case PlaneKey(replica):
+                return self.planes + encode_name(replica)
+
+    def parse(self, raw: str) -> Key | None:
+        """Read a key back; None for one that is not ours (somebody else's key, or a newer modelplane's kind)."""
+        if not raw.startswith(self.prefix):
+            return None
+        match raw[len(self.prefix) :].split("/"):
+            case ["instances", instance] if instance:
+                return InstanceKey(unquote(instance))
+            case ["ready", model, version, instance] if version.isascii() and version.isdigit():
+                return ReadyKey(unquote(model), int(version), unquote(instance))
+            case ["models", model]:
+                return PolicyKey(unquote(model))
+            case ["planes", replica] if replica:
+                return PlaneKey(unquote(replica))
+            case _:
+                return None

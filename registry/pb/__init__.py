@@ -1,0 +1,1 @@
+"""Generated from proto/registry/pb by hatch_build.py."""

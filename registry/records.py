@@ -1,0 +1,276 @@
+"""The registry's values. Invariant: `decode(encode(record)) == record`, and fields unknown to this version are ignored.
+
+JSON so that `etcdctl get --prefix` reads well; the published schema is proto/registry/pb/records.proto.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, TypeVar
+
+
+class RecordError(ValueError):
+    """A value in the registry that is not a record of its key's kind; the message names the field."""
+
+
+class ReadyState(StrEnum):
+    """What may be sent to one version of one model on one instance."""
+
+    LOADING = "LOADING"
+    """Announced: the server is about to hold it. Not an endpoint yet, but its model is known."""
+    READY = "READY"
+    """It was seen to answer."""
+    DRAINING = "DRAINING"
+    """It answers, but is about to stop: no new requests."""
+
+
+class InstanceState(StrEnum):
+    """What the monitor says of a whole instance."""
+
+    STARTING = "STARTING"
+    SERVING = "SERVING"
+    DRAINING = "DRAINING"
+    UNREACHABLE = "UNREACHABLE"
+
+
+class ServableState(StrEnum):
+    """TF Serving's own states (get_model_status.proto, ModelVersionStatus.State)."""
+
+    START = "START"
+    LOADING = "LOADING"
+    AVAILABLE = "AVAILABLE"
+    UNLOADING = "UNLOADING"
+    END = "END"
+
+
+class Proof(StrEnum):
+    """Whether a servable that TF Serving calls AVAILABLE was seen to answer a Predict."""
+
+    PENDING = "PENDING"
+    PROVED = "PROVED"
+    TRUSTED = "TRUSTED"
+    """Nothing could be guessed to ask it, so TF Serving's word is taken."""
+    FAILED = "FAILED"
+
+
+@dataclass(frozen=True, slots=True)
+class Servable:
+    """One version of one model on one instance, in `instances/<instance>`."""
+
+    model: str
+    version: int
+    state: ServableState
+    error: str = ""
+    proof: Proof = Proof.PENDING
+    proof_detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceRecord:
+    """`instances/<instance>`. Ports are TCP; `rest_port` 0: no REST is served; capacity is a relative weight."""
+
+    address: str
+    grpc_port: int
+    rest_port: int = 0
+    zone: str = ""
+    capacity: int = 1
+    monitor_version: str = ""
+    state: InstanceState = InstanceState.STARTING
+    detail: str = ""
+    servables: tuple[Servable, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ReadyRecord:
+    """`ready/<model>/<version>/<instance>`: an endpoint, complete in itself, so that one key is one endpoint."""
+
+    state: ReadyState
+    address: str
+    grpc_port: int
+    rest_port: int = 0
+    zone: str = ""
+    capacity: int = 1
+    several_versions: bool = False
+    """The server's version policy lets it hold several versions of this model at once, so a request that names no
+    version must be pinned before it gets there: the server would answer from whatever it has newest."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlaneRecord:
+    """`planes/<replica>`. `converged_revision`: the newest registry revision whose consequences all of this replica's
+    Envoys have acknowledged. `draining`: requests in flight per draining instance; an instance is listed only once
+    every Envoy has acknowledged its draining and has reported its load since."""
+
+    converged_revision: int
+    envoys: int = 0
+    version: str = ""
+    draining: Mapping[str, int] = field(default_factory=dict)
+
+
+T = TypeVar("T")
+_REQUIRED: Any = object()
+
+
+def _read(document: Mapping[str, Any], name: str, convert: Callable[[Any], T], default: Any = _REQUIRED) -> T:
+    value = document.get(name, default)
+    if value is _REQUIRED:
+        raise RecordError(f"field {name!r} is missing")
+    try:
+        return convert(value)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise RecordError(f"field {name!r}: {value!r} is not allowed ({error})") from error
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError("not a string")
+    return value
+
+
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError("not true or false")
+    return value
+
+
+def _number(low: int, high: int) -> Callable[[Any], int]:
+    def convert(value: Any) -> int:
+        # proto3 JSON spells a 64-bit number as a string
+        number = int(value) if isinstance(value, str) else value
+        if isinstance(number, bool) or not isinstance(number, int):
+            raise TypeError("not a whole number")
+        if not low <= number <= high:
+            raise ValueError(f"not between {low} and {high}")
+        return number
+
+    return convert
+
+
+_PORT, _OPTIONAL_PORT = _number(1, 65535), _number(0, 65535)
+_CAPACITY = _number(1, 1_000_000)
+_INT64 = _number(0, 2**63 - 1)
+
+
+def _document(raw: bytes) -> Mapping[str, Any]:
+    try:
+        document = json.loads(raw)
+    except ValueError as error:
+        raise RecordError(f"not JSON: {error}") from error
+    if not isinstance(document, dict):
+        raise RecordError(f"not a JSON object but {type(document).__name__}")
+    return document
+
+
+def _dump(document: Mapping[str, Any]) -> bytes:
+    return json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def encode_ready(record: ReadyRecord) -> bytes:
+    """Spell a readiness record."""
+    return _dump(
+        {
+            "state": record.state,
+            "address": record.address,
+            "grpcPort": record.grpc_port,
+            "restPort": record.rest_port,
+            "zone": record.zone,
+            "capacity": record.capacity,
+            "severalVersions": record.several_versions,
+        }
+    )
+
+
+def decode_ready(raw: bytes) -> ReadyRecord:
+    """Read a readiness record. Raises RecordError."""
+    document = _document(raw)
+    return ReadyRecord(
+        state=_read(document, "state", ReadyState),
+        address=_read(document, "address", _text),
+        grpc_port=_read(document, "grpcPort", _PORT),
+        rest_port=_read(document, "restPort", _OPTIONAL_PORT, 0),
+        zone=_read(document, "zone", _text, ""),
+        capacity=_read(document, "capacity", _CAPACITY, 1),
+        several_versions=_read(document, "severalVersions", _flag, default=False),
+    )
+
+
+def encode_instance(record: InstanceRecord) -> bytes:
+    """Spell an instance record."""
+    return _dump(
+        {
+            "address": record.address,
+            "grpcPort": record.grpc_port,
+            "restPort": record.rest_port,
+            "zone": record.zone,
+            "capacity": record.capacity,
+            "monitorVersion": record.monitor_version,
+            "state": record.state,
+            "detail": record.detail,
+            "servables": [
+                {
+                    "model": servable.model,
+                    "version": servable.version,
+                    "state": servable.state,
+                    "error": servable.error,
+                    "proof": servable.proof,
+                    "proofDetail": servable.proof_detail,
+                }
+                for servable in record.servables
+            ],
+        }
+    )
+
+
+def _decode_servable(document: Any) -> Servable:
+    return Servable(
+        model=_read(document, "model", _text),
+        version=_read(document, "version", _INT64),
+        state=_read(document, "state", ServableState),
+        error=_read(document, "error", _text, ""),
+        proof=_read(document, "proof", Proof, Proof.PENDING),
+        proof_detail=_read(document, "proofDetail", _text, ""),
+    )
+
+
+def decode_instance(raw: bytes) -> InstanceRecord:
+    """Read an instance record. Raises RecordError."""
+    document = _document(raw)
+    return InstanceRecord(
+        address=_read(document, "address", _text),
+        grpc_port=_read(document, "grpcPort", _PORT),
+        rest_port=_read(document, "restPort", _OPTIONAL_PORT, 0),
+        zone=_read(document, "zone", _text, ""),
+        capacity=_read(document, "capacity", _CAPACITY, 1),
+        monitor_version=_read(document, "monitorVersion", _text, ""),
+        state=_read(document, "state", InstanceState, InstanceState.STARTING),
+        detail=_read(document, "detail", _text, ""),
+        servables=_read(document, "servables", lambda rows: tuple(map(_decode_servable, rows)), ()),
+    )
+
+
+def encode_plane(record: PlaneRecord) -> bytes:
+    """Spell a control-plane replica's record."""
+    return _dump(
+        {
+            "convergedRevision": record.converged_revision,
+            "envoys": record.envoys,
+            "version": record.version,
+            "draining": dict(sorted(record.draining.items())),
+        }
+    )
+
+
+def decode_plane(raw: bytes) -> PlaneRecord:
+    """Read a control-plane replica's record. Raises RecordError."""
+    document = _document(raw)
+    return PlaneRecord(
+        converged_revision=_read(document, "convergedRevision", _INT64),
+        envoys=_read(document, "envoys", _INT64, 0),
+        version=_read(document, "version", _text, ""),
+        draining=_read(
+            document, "draining", lambda rows: {_text(name): _INT64(count) for name, count in rows.items()}, {}
+        ),
+    )

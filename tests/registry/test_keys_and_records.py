@@ -1,0 +1,164 @@
+"""The registry's contract: names survive the trip, and the JSON is the proto3 JSON of the published schema."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from google.protobuf import json_format
+from hypothesis import given
+from hypothesis import strategies as st
+
+from registry.keys import InstanceKey, Keyspace, PlaneKey, PolicyKey, ReadyKey
+from registry.pb import records_pb2
+from registry.records import (
+    InstanceRecord,
+    InstanceState,
+    PlaneRecord,
+    Proof,
+    ReadyRecord,
+    ReadyState,
+    RecordError,
+    Servable,
+    ServableState,
+    decode_instance,
+    decode_plane,
+    decode_ready,
+    encode_instance,
+    encode_plane,
+    encode_ready,
+)
+
+NAMES = st.text(min_size=1, max_size=40)
+VERSIONS = st.integers(0, 2**63 - 1)
+PORTS = st.integers(1, 65535)
+READY = st.builds(
+    ReadyRecord,
+    state=st.sampled_from(ReadyState),
+    address=NAMES,
+    grpc_port=PORTS,
+    rest_port=st.integers(0, 65535),
+    zone=st.text(max_size=10),
+    capacity=st.integers(1, 1000),
+    several_versions=st.booleans(),
+)
+SERVABLES = st.builds(
+    Servable,
+    model=NAMES,
+    version=VERSIONS,
+    state=st.sampled_from(ServableState),
+    error=st.text(max_size=20),
+    proof=st.sampled_from(Proof),
+    proof_detail=st.text(max_size=20),
+)
+INSTANCES = st.builds(
+    InstanceRecord,
+    address=NAMES,
+    grpc_port=PORTS,
+    rest_port=st.integers(0, 65535),
+    zone=st.text(max_size=10),
+    capacity=st.integers(1, 1000),
+    monitor_version=st.text(max_size=10),
+    state=st.sampled_from(InstanceState),
+    detail=st.text(max_size=20),
+    servables=st.lists(SERVABLES, max_size=4).map(tuple),
+)
+PLANES = st.builds(
+    PlaneRecord,
+    converged_revision=VERSIONS,
+    envoys=st.integers(0, 1000),
+    version=st.text(max_size=10),
+    draining=st.dictionaries(NAMES, st.integers(0, 1000), max_size=4),
+)
+
+
+@given(NAMES, VERSIONS, NAMES, st.sampled_from(["/modelplane/", "/a", "x/y/"]))
+def test_every_name_survives_its_key(model: str, version: int, instance: str, prefix: str) -> None:
+    space = Keyspace(prefix)
+    for key in (InstanceKey(instance), ReadyKey(model, version, instance), PolicyKey(model), PlaneKey(instance)):
+        spelled = space.make(key)
+        assert space.parse(spelled) == key
+        assert spelled.isascii()
+        assert all(part not in (".", "..") for part in spelled.split("/"))
+
+
+def test_a_slash_in_a_name_forges_no_other_key() -> None:
+    space = Keyspace()
+    assert space.make(ReadyKey("a/1/b", 2, "c")) == "/modelplane/ready/a%2F1%2Fb/2/c"
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        "/other/instances/a",
+        "/modelplane/",
+        "/modelplane/instances/",
+        "/modelplane/ready/m/x/i",
+        "/modelplane/ready/m/1",
+    ],
+)
+def test_a_foreign_key_is_nobodys(raw: str) -> None:
+    assert Keyspace().parse(raw) is None
+
+
+@given(READY)
+def test_ready_records_survive_and_fit_the_schema(record: ReadyRecord) -> None:
+    raw = encode_ready(record)
+    assert decode_ready(raw) == record
+    message = json_format.Parse(raw, records_pb2.Ready())
+    assert (message.state, message.grpc_port, message.several_versions) == (
+        record.state,
+        record.grpc_port,
+        record.several_versions,
+    )
+    assert decode_ready(json_format.MessageToJson(message).encode()) == record
+
+
+@given(INSTANCES)
+def test_instance_records_survive_and_fit_the_schema(record: InstanceRecord) -> None:
+    raw = encode_instance(record)
+    assert decode_instance(raw) == record
+    message = json_format.Parse(raw, records_pb2.Instance())
+    assert [(s.model, s.version, s.proof) for s in message.servables] == [
+        (s.model, s.version, s.proof) for s in record.servables
+    ]
+    always = json_format.MessageToJson(message, always_print_fields_with_no_presence=True)
+    assert decode_instance(always.encode()) == record
+
+
+@given(PLANES)
+def test_plane_records_survive_and_fit_the_schema(record: PlaneRecord) -> None:
+    raw = encode_plane(record)
+    assert decode_plane(raw) == record
+    message = json_format.Parse(raw, records_pb2.Plane())
+    assert dict(message.draining) == record.draining
+    always = json_format.MessageToJson(message, always_print_fields_with_no_presence=True)
+    assert decode_plane(always.encode()) == record
+
+
+@pytest.mark.parametrize(
+    ("change", "names"),
+    [
+        ({"grpcPort": 0}, "grpcPort"),
+        ({"grpcPort": True}, "grpcPort"),
+        ({"state": "SLEEPING"}, "state"),
+        ({"address": 7}, "address"),
+        ({"capacity": -1}, "capacity"),
+        ({"severalVersions": "no"}, "severalVersions"),
+    ],
+)
+def test_a_wrong_field_is_named(change: dict[str, object], names: str) -> None:
+    good = json.loads(encode_ready(ReadyRecord(ReadyState.READY, "a", 1)))
+    with pytest.raises(RecordError, match=names):
+        decode_ready(json.dumps(good | change).encode())
+
+
+@pytest.mark.parametrize("raw", [b"", b"{", b"[]", b"\xff", b"{}"])
+def test_what_is_no_record_is_refused(raw: bytes) -> None:
+    with pytest.raises(RecordError):
+        decode_ready(raw)
+
+
+def test_fields_of_a_newer_version_are_ignored() -> None:
+    record = ReadyRecord(ReadyState.READY, "a", 1)
+    assert decode_ready(json.dumps(json.loads(encode_ready(record)) | {"mood": "good"}).encode()) == record

@@ -1,0 +1,1 @@
+"""What the tests share: processes that clean up after themselves, and waiting for conditions."""

