@@ -1,6 +1,84 @@
-"""The command line."""
+"""`modelplane COMMAND`. Invariant: a command's modules are imported only when it runs.
+
+So `modelplane --help` answers at once, and a monitor, which lives in a sidecar, never pays for what another command
+needs: TensorFlow above all.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from modelplane.errors import INTERRUPTED, USAGE, as_user_error
 
 
-def main() -> int:
-    """Run a command; return the exit code."""
-    return 0
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A command: `module` has `run(argv) -> exit code`."""
+
+    module: str
+    summary: str
+
+
+COMMANDS = {
+    "up": Command("up", "run a whole fleet on this machine: etcd, control plane, Envoy, model servers"),
+    "status": Command("status", "show models, versions and instances, and why something is not served"),
+    "control-plane": Command("control_plane", "turn the registry into Envoy configuration over xDS"),
+    "monitor": Command("monitor", "watch one model server, or start and own it, and register what it serves"),
+    "model-server": Command("model_server", "a stand-in for tensorflow_model_server, with its flags"),
+    "envoy-bootstrap": Command("envoy_bootstrap", "print the one file that an Envoy needs"),
+    "version": Command("version", "print versions"),
+}
+
+
+def usage() -> str:
+    """The text of `modelplane --help`."""
+    rows = "\n".join(f"  {name:<17}{command.summary}" for name, command in COMMANDS.items())
+    return (
+        "usage: modelplane COMMAND [options]\n\n"
+        "Makes a fleet of TensorFlow Serving processes look like one server.\n\n"
+        f"commands:\n{rows}\n\n"
+        "modelplane COMMAND --help tells all about one of them.\n\n"
+        "examples:\n"
+        "  modelplane up                                        try it: two servers, example models, one address\n"
+        "  modelplane up --model mnist=/models/mnist            the same with a SavedModel of yours\n"
+        "  modelplane monitor -- tensorflow_model_server --port=8500 --model_config_file=/models/models.config\n"
+    )
+
+
+def _fail(command: str, message: str, code: int) -> int:
+    sys.stderr.write(f"modelplane{command and ' ' + command}: error: {message}\n")
+    return code
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command. Exit codes: 0, 1 failure, 2 wrong usage, 130 Ctrl-C."""
+    name, *rest = (sys.argv[1:] if argv is None else list(argv)) or ["--help"]
+    if name in ("-h", "--help", "help"):
+        if rest and rest[0] in COMMANDS:
+            return main([rest[0], "--help"])
+        sys.stdout.write(usage())
+        return 0
+    if name in ("-V", "--version"):
+        name = "version"
+    if name not in COMMANDS:
+        close = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(COMMANDS)}"
+        return _fail("", f"no command {name!r}; {hint}", USAGE)
+    try:
+        module = importlib.import_module(f"modelplane.commands.{COMMANDS[name].module}")
+        return int(module.run(rest))
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output has gone (`modelplane status | head`); flushing at exit must not complain again.
+        sys.stdout = None
+        return 1
+    except Exception as error:
+        mistake = as_user_error(error)
+        if mistake is None:
+            raise
+        return _fail(name, str(mistake), mistake.exit_code)

@@ -1,0 +1,41 @@
+"""`modelplane envoy-bootstrap`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from control_plane.envoy_files import render_bootstrap
+from modelplane.commandline import CommandLine
+
+
+@dataclass(frozen=True, slots=True)
+class BootstrapConfig:
+    """What differs from one Envoy box to the next."""
+
+    xds: tuple[str, ...] = field(
+        default=("127.0.0.1:18000",),
+        metadata={"help": "the control planes, any of which will do", "metavar": "HOST:PORT"},
+    )
+    admin: str = field(
+        default="127.0.0.1:9901",
+        metadata={"help": "Envoy's admin address; whoever reaches it can stop the Envoy", "metavar": "HOST:PORT"},
+    )
+
+
+def command_line() -> CommandLine:
+    """The flags."""
+    return CommandLine(
+        "envoy-bootstrap",
+        [BootstrapConfig],
+        description="Print the bootstrap that an Envoy starts with. All else comes from the control plane.",
+        examples=("modelplane envoy-bootstrap --xds plane-0:18000,plane-1:18000 > envoy.yaml && envoy -c envoy.yaml",),
+    )
+
+
+def run(argv: Sequence[str]) -> int:
+    """Print the file."""
+    config = command_line().parse(argv)[BootstrapConfig]
+    sys.stdout.write(render_bootstrap(xds=config.xds, admin=config.admin))
+    return 0
