@@ -1,0 +1,246 @@
+"""The catalog: registry updates in, models out; and what it believes of lost leases. No I/O, no sleeping."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from control_plane.catalog import Catalog
+from control_plane.model import Health, Model
+from control_plane.suspects import SuspectPolicy
+from registry.follow import Changes, Connection, Snapshot
+from registry.keys import InstanceKey, Keyspace, ReadyKey
+from registry.records import ReadyRecord, ReadyState, encode_ready
+
+SPACE = Keyspace()
+READY, LOADING, DRAINING = ReadyState.READY, ReadyState.LOADING, ReadyState.DRAINING
+
+
+def ready(
+    model: str, version: int, instance: str, state: ReadyState = READY, *, several: bool = False
+) -> dict[str, bytes]:
+    record = ReadyRecord(state, "10.0.0.1", 9000 + ord(instance[-1]), several_versions=several)
+    return {SPACE.make(ReadyKey(model, version, instance)): encode_ready(record)}
+
+
+def instance(name: str) -> dict[str, bytes]:
+    return {SPACE.make(InstanceKey(name)): b"{}"}
+
+
+class Registry:
+    """Feeds a catalog, one revision per call."""
+
+    def __init__(self, policy: SuspectPolicy | None = None) -> None:
+        self.catalog = Catalog(SPACE, policy)
+        self.revision = 1
+        self.catalog.apply(Snapshot(1, {}), 0.0)
+
+    def put(self, *entries: Mapping[str, bytes], now: float = 0.0) -> frozenset[str]:
+        self.revision += 1
+        merged = {key: value for entry in entries for key, value in entry.items()}
+        return self.catalog.apply(Changes(self.revision, merged, frozenset(), relisted=False), now)
+
+    def delete(self, *entries: Mapping[str, bytes], now: float = 0.0) -> frozenset[str]:
+        self.revision += 1
+        keys = frozenset(key for entry in entries for key in entry)
+        return self.catalog.apply(Changes(self.revision, {}, keys, relisted=False), now)
+
+    def model(self, name: str = "m") -> Model:
+        return self.catalog.models[name]
+
+    def instances(self, version: int | None = None, name: str = "m") -> list[str]:
+        return [endpoint.instance for endpoint in self.model(name).endpoints(version)]
+
+
+def test_an_announced_model_is_known_without_endpoints() -> None:
+    registry = Registry()
+    assert registry.put(instance("a"), ready("m", 1, "a", LOADING)) == {"m"}
+    assert registry.model() == Model("m", ((1, ()),), None, pinned=False)
+
+
+def test_ready_makes_an_endpoint_and_explicit_removal_takes_it_at_once() -> None:
+    registry = Registry()
+    registry.put(instance("a"), ready("m", 1, "a"))
+    assert registry.instances(1) == registry.instances() == ["a"]
+    assert registry.delete(ready("m", 1, "a")) == {"m"}
+    assert "m" not in registry.catalog.models
+
+
+def test_the_same_record_again_is_no_change() -> None:
+    registry = Registry()
+    registry.put(instance("a"), ready("m", 1, "a"))
+    assert registry.put(instance("a"), ready("m", 1, "a")) == frozenset()
+    assert registry.catalog.revision == registry.revision
+
+
+def test_an_unreadable_record_changes_nothing() -> None:
+    registry = Registry()
+    registry.put(instance("a"), ready("m", 1, "a"))
+    assert registry.put({SPACE.make(ReadyKey("m", 1, "a")): b"nonsense"}) == frozenset()
+    assert registry.instances() == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("with_new", "of", "served"), [(1, 4, 1), (2, 4, 2), (1, 2, 2), (1, 1, 2), (1, 3, 1), (2, 3, 2)]
+)
+def test_the_fleet_switches_once_half_of_it_has_the_new_version(with_new: int, of: int, served: int) -> None:
+    registry = Registry()
+    names = [f"i{n}" for n in range(of)]
+    for name in names:
+        registry.put(instance(name), ready("m", 1, name))
+    for name in names[:with_new]:
+        registry.put(ready("m", 2, name))
+    assert registry.model().served == served
+
+
+def test_a_switch_never_goes_back_while_instances_only_gain_the_new_version() -> None:
+    registry = Registry()
+    for name in "abcd":
+        registry.put(instance(name), ready("m", 1, name))
+    seen = []
+    for name in "abcd":
+        registry.put(ready("m", 2, name, LOADING))
+        seen.append(registry.model().served)
+        registry.put(ready("m", 2, name))
+        seen.append(registry.model().served)
+        registry.delete(ready("m", 1, name))
+        seen.append(registry.model().served)
+    assert seen == sorted(seen)
+    assert seen[-1] == 2
+
+
+def test_pinned_as_soon_as_a_server_may_hold_several_versions() -> None:
+    registry = Registry()
+    registry.put(instance("a"), ready("m", 1, "a"))
+    assert not registry.model().pinned
+    registry.put(instance("b"), ready("m", 1, "b", several=True))
+    assert registry.model().pinned
+
+
+def test_draining_endpoints_stay_listed_and_do_not_vote() -> None:
+    registry = Registry()
+    registry.put(instance("a"), ready("m", 1, "a"), instance("b"), ready("m", 2, "b"))
+    registry.put(ready("m", 2, "b", DRAINING))
+    assert registry.model().served == 1
+    assert [endpoint.health for endpoint in registry.model().endpoints(2)] == [Health.DRAINING]
+    assert set(registry.catalog.draining) == {"b"}
+    registry.delete(ready("m", 2, "b"), instance("b"))
+    assert registry.catalog.draining == {}
+    assert [version for version, _ in registry.model().versions] == [1]
+
+
+def test_a_lost_lease_is_used_on_until_the_grace_time_has_passed() -> None:
+    registry = Registry(SuspectPolicy(grace=10))
+    for name in "abc":
+        registry.put(instance(name), ready("m", 1, name))
+    registry.delete(instance("a"), ready("m", 1, "a"), now=100)
+    assert [e.health for e in registry.model().endpoints(1)] == [Health.SUSPECT, Health.READY, Health.READY]
+    assert registry.catalog.next_deadline(100) == 110
+    assert registry.catalog.expire(109.9) == frozenset()
+    assert registry.catalog.expire(110) == {"m"}
+    assert registry.instances() == ["b", "c"]
+    assert registry.catalog.next_deadline(110) is None
+
+
+def test_the_last_endpoint_is_never_given_up_for_a_lost_lease() -> None:
+    registry = Registry(SuspectPolicy(grace=1))
+    registry.put(instance("a"), ready("m", 1, "a"))
+    registry.delete(instance("a"), ready("m", 1, "a"), now=0)
+    assert registry.catalog.expire(1e6) == frozenset()
+    assert registry.instances() == ["a"]
+
+
+def test_leases_lost_in_bulk_are_held_against_the_registry() -> None:
+    registry = Registry(SuspectPolicy(grace=10, bulk_hold=60))
+    for name in "abc":
+        registry.put(instance(name), ready("m", 1, name))
+    for name in "ab":
+        registry.delete(instance(name), ready("m", 1, name), now=5)
+    assert registry.catalog.expire(20) == frozenset()
+    registry.put(instance("a"), ready("m", 1, "a"), now=21)  # one came back: now it is a single loss
+    assert registry.catalog.expire(21) == {"m"}
+    assert registry.instances() == ["a", "c"]
+
+
+def test_after_the_bulk_hold_the_loss_is_believed() -> None:
+    registry = Registry(SuspectPolicy(grace=10, bulk_hold=60))
+    for name in "abc":
+        registry.put(instance(name), ready("m", 1, name))
+    for name in "ab":
+        registry.delete(instance(name), ready("m", 1, name), now=5)
+    assert registry.catalog.expire(64.9) == frozenset()
+    assert registry.catalog.expire(65) == {"m"}
+    assert registry.instances() == ["c"]
+
+
+def test_nothing_is_given_up_while_the_registry_is_away() -> None:
+    registry = Registry(SuspectPolicy(grace=10))
+    for name in "abc":
+        registry.put(instance(name), ready("m", 1, name))
+    registry.delete(instance("a"), ready("m", 1, "a"), now=0)
+    registry.catalog.apply(Connection(connected=False, detail=""), 5)
+    assert registry.catalog.next_deadline(5) is None
+    assert registry.catalog.expire(1000) == frozenset()
+    registry.catalog.apply(Connection(connected=True, detail=""), 1000)
+    assert registry.catalog.expire(1009) == frozenset()
+    assert registry.catalog.expire(1010) == {"m"}
+
+
+def test_what_an_instance_does_not_register_again_is_dropped_though_it_is_the_last() -> None:
+    registry = Registry(SuspectPolicy(grace=10, return_grace=2))
+    registry.put(instance("a"), ready("m", 1, "a"), ready("n", 1, "a"))
+    registry.delete(instance("a"), ready("m", 1, "a"), ready("n", 1, "a"), now=0)
+    registry.put(instance("a"), ready("m", 1, "a"), now=5)
+    assert registry.catalog.expire(6.9) == frozenset()
+    assert registry.catalog.expire(7) == {"n"}
+    assert "n" not in registry.catalog.models
+    assert registry.catalog.suspects == frozenset()
+
+
+def test_a_draining_instance_that_loses_its_lease_has_said_goodbye() -> None:
+    registry = Registry()
+    registry.put(instance("a"), ready("m", 1, "a", DRAINING))
+    registry.delete(instance("a"), ready("m", 1, "a"))
+    assert "m" not in registry.catalog.models
+
+
+STEPS = st.lists(
+    st.tuples(
+        st.sampled_from(["put", "delete", "lose"]),
+        st.sampled_from("mn"),
+        st.integers(1, 3),
+        st.sampled_from("abc"),
+        st.sampled_from(ReadyState),
+        st.booleans(),
+    ),
+    max_size=40,
+)
+
+
+@given(STEPS)
+def test_a_catalog_that_followed_equals_one_that_listed(
+    steps: list[tuple[str, str, int, str, ReadyState, bool]],
+) -> None:
+    """Whatever happened on the way: with no lease in doubt, two replicas hold the same picture."""
+    registry = Registry(SuspectPolicy(grace=0, return_grace=0))
+    truth: dict[str, bytes] = {}
+    for action, model, version, name, state, several in steps:
+        entry = ready(model, version, name, state, several=several)
+        if action == "put":
+            truth |= instance(name) | entry
+            registry.put(instance(name), entry)
+        elif action == "delete":
+            registry.delete(entry)
+            truth = {key: value for key, value in truth.items() if key not in entry}
+        else:
+            lost = {key: value for key, value in truth.items() if key.endswith(f"/{name}")}
+            registry.delete(lost)
+            registry.put(lost)  # and it registered again at once
+    registry.catalog.expire(1.0)
+    fresh = Catalog(SPACE)
+    fresh.apply(Snapshot(registry.revision, truth), 0.0)
+    assert dict(registry.catalog.models) == dict(fresh.models)
+    assert registry.catalog.draining == fresh.draining
