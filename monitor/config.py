@@ -1,0 +1,149 @@
+"""How one monitor is set up. Invariant: a MonitorConfig that exists is valid in itself; what it says of the world (that
+a file can be read, that a server answers) is found out by `monitor.plan` and at run time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from registry.etcd import EtcdConfig
+from registry.keys import DEFAULT_PREFIX
+
+
+@dataclass(frozen=True, slots=True)
+class MonitorConfig:
+    """`modelplane monitor [FLAGS] [-- COMMAND …]`; times are in seconds."""
+
+    target: str = field(
+        default="",
+        metadata={
+            "help": "gRPC address of the server to watch; not needed with `-- COMMAND`, whose flags name the port",
+            "metavar": "HOST:PORT",
+        },
+    )
+    model: tuple[str, ...] = field(
+        default=(),
+        metadata={
+            "help": "a model to watch, in addition to what the server's flags and config file name; with the folder of "
+            "its versions the monitor finds the model's warm-up records; repeatable",
+            "metavar": "NAME[=BASE_PATH]",
+        },
+    )
+    model_config_file: Path | None = field(
+        default=None,
+        metadata={
+            "help": "the server's own --model_config_file, for a server that runs already; watched for change",
+            "metavar": "FILE",
+        },
+    )
+    rest_port: int = field(
+        default=0,
+        metadata={
+            "help": "the server's REST port; 0: what its --rest_api_port says, none if attached by address",
+            "metavar": "PORT",
+        },
+    )
+    advertise_address: str | None = field(
+        default=None,
+        metadata={
+            "help": "address under which Envoy reaches the server; default: the target's host, and for one on this "
+            "machine the address from which this machine reaches etcd",
+            "metavar": "HOST",
+        },
+    )
+    instance: str | None = field(
+        default=None,
+        metadata={"help": "name of this instance in the fleet; default ADDRESS:PORT", "metavar": "NAME"},
+    )
+    zone: str = field(default="", metadata={"help": "where the instance is, for routing near by", "metavar": "ZONE"})
+    capacity: int = field(
+        default=1,
+        metadata={"help": "share of the load relative to the other instances, 1 to 1000000", "metavar": "WEIGHT"},
+    )
+    prefix: str = field(
+        default=DEFAULT_PREFIX,
+        metadata={"help": "prefix of all of the fleet's keys in etcd", "metavar": "PREFIX"},
+    )
+    lease_ttl: float = field(
+        default=10.0,
+        metadata={"help": "how long the instance stays registered after its monitor died", "metavar": "SECONDS"},
+    )
+    poll_interval: float = field(
+        default=0.1,
+        metadata={
+            "help": "pause between two looks at a model's status; longer with more than 50 models, see --poll-rate",
+            "metavar": "SECONDS",
+        },
+    )
+    poll_rate: float = field(
+        default=500.0,
+        metadata={
+            "help": "at most this many status calls a second for all models together (about 0.3 ms of CPU each)",
+            "metavar": "CALLS",
+        },
+    )
+    poll_deadline: float = field(
+        default=2.0,
+        metadata={"help": "deadline of one status call", "metavar": "SECONDS"},
+    )
+    probe_deadline: float = field(
+        default=30.0,
+        metadata={
+            "help": "deadline of the Predict that proves a model; a first one may have to compile",
+            "metavar": "SECONDS",
+        },
+    )
+    drain_deadline: float = field(
+        default=30.0,
+        metadata={
+            "help": "longest wait on SIGTERM until every Envoy has turned away and nothing is in flight; give the "
+            "container's stop timeout some seconds more",
+            "metavar": "SECONDS",
+        },
+    )
+    stop_grace: float = field(
+        default=10.0,
+        metadata={"help": "time between SIGTERM and SIGKILL for an owned server", "metavar": "SECONDS"},
+    )
+    etcd: EtcdConfig = field(default_factory=EtcdConfig)
+
+    def __post_init__(self) -> None:
+        self.validate()
+
+    def validate(self) -> None:
+        """Raise ValueError that names the field and the mend."""
+        if self.target:
+            split_address(self.target)
+        for text in self.model:
+            if not text.partition("=")[0]:
+                raise ValueError(f"model {text!r}: the name is empty; write NAME or NAME=BASE_PATH")
+        if not 0 <= self.rest_port <= 65535:
+            raise ValueError(f"rest_port {self.rest_port}: a TCP port is between 1 and 65535 (0: none)")
+        if not 1 <= self.capacity <= 1_000_000:
+            raise ValueError(f"capacity {self.capacity}: must be between 1 and 1000000")
+        for name, low in {
+            "lease_ttl": 1.0,
+            "poll_interval": 0.005,
+            "poll_rate": 1.0,
+            "poll_deadline": 0.01,
+            "probe_deadline": 0.01,
+            "drain_deadline": 0.0,
+            "stop_grace": 0.0,
+        }.items():
+            value = getattr(self, name)
+            if not low <= value < float("inf"):
+                raise ValueError(f"{name} {value}: must be at least {low:g}")
+
+
+def split_address(text: str) -> tuple[str, int]:
+    """Split HOST:PORT; an IPv6 address stands in brackets. Raises ValueError that says what is wrong."""
+    host, colon, port = text.rpartition(":")
+    if not colon or not host:
+        raise ValueError(f"target {text!r}: write HOST:PORT, for example 127.0.0.1:8500")
+    if not (port.isascii() and port.isdigit() and 1 <= int(port) <= 65535):
+        raise ValueError(f"target {text!r}: {port!r} is not a TCP port (1 to 65535)")
+    if host.startswith("[") and host.endswith("]"):
+        return host[1:-1], int(port)
+    if ":" in host:
+        raise ValueError(f"target {text!r}: an IPv6 address needs brackets, for example [::1]:8500")
+    return host, int(port)

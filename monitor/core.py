@@ -1,0 +1,374 @@
+"""Decides what one instance's registry keys say. No I/O: observations and the time come in, changes and probes go out.
+
+Invariant: a key is READY only for a version that the server called AVAILABLE in its latest answer and whose present
+load (incarnation) was proved, or trusted with a reason, since the server was last unreachable. Everything else that is
+known of the instance stands in its `instances/` record, so that "why is it not served" has an answer.
+
+How one version goes (states as in facts of TF Serving: they only ever rise while one load lasts, so a state that falls
+is a new load and has to be proved again; END stays listed for the life of the server):
+
+    START, LOADING              -> key LOADING (announced: the model is known, this is no endpoint)
+    AVAILABLE, not yet proved   -> key LOADING, probe
+    AVAILABLE, proved/trusted   -> key READY
+    AVAILABLE, probe failed     -> no key; probed again with backoff, for a model can recover
+    UNLOADING, END, not listed  -> no key, at once
+
+The server as a whole counts as unreachable after FAILURES calls in a row without one answer, over more than one poll
+interval if it could not be connected to, and over `slow_for` seconds if it was merely slow: a server under heavy load
+answers late, and taking it out for that would shift its load to the next. A short loss of the connection may hide a
+restart, so what is READY is probed again after it, and stays READY meanwhile.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+from monitor.servables import Outcome, PollFailure, Probe, VersionStatus, WatchedModel
+from registry.keys import InstanceKey, Key, ReadyKey
+from registry.records import (
+    InstanceRecord,
+    InstanceState,
+    Proof,
+    ReadyRecord,
+    ReadyState,
+    Servable,
+    ServableState,
+)
+
+log = logging.getLogger(__name__)
+
+FAILURES = 3
+FIRST_RETRY, LAST_RETRY = 0.5, 30.0
+KEPT_ENDED = 3
+"""Versions per model that ended without an error and are still told of: the server lists them for ever."""
+MAX_TEXT = 1000
+_RANK = {state: rank for rank, state in enumerate(ServableState)}
+_ANNOUNCED = (ServableState.START, ServableState.LOADING)
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Seconds. `poll_interval` is the real one between two looks at one model; `slow_for` as in the module's text."""
+
+    poll_interval: float = 0.1
+    slow_for: float = 4.0
+
+
+@dataclass(slots=True)
+class _Version:
+    state: ServableState
+    error: str
+    incarnation: int
+    proof: Proof = Proof.PENDING
+    detail: str = ""
+    ready: bool = False
+    probing: bool = False
+    probe_at: float | None = None
+    attempts: int = 0
+
+
+@dataclass(slots=True)
+class _Model:
+    watched: WatchedModel
+    listed: bool = True
+    """False: no longer in the server's flags or file, and watched on until the server itself has let go of it."""
+    versions: dict[int, _Version] = field(default_factory=dict)
+    failures: int = 0
+    trouble: str = ""
+    seen_several: bool = False
+    published: dict[ReadyKey, ReadyRecord] = field(default_factory=dict)
+
+
+class MonitorCore:
+    """One instance. `endpoint` is what a ready key of it says, with any state; `patient`: not to be reached at first is
+    no fault (an owned server opens its port only once the first version of every model has loaded)."""
+
+    def __init__(
+        self,
+        instance: str,
+        endpoint: ReadyRecord,
+        monitor_version: str = "",
+        timing: Timing | None = None,
+        *,
+        patient: bool = False,
+    ) -> None:
+        self.instance = instance
+        self._endpoint = endpoint
+        self._monitor_version = monitor_version
+        self._timing = timing or Timing()
+        self._patient = patient
+        self._models: dict[str, _Model] = {}
+        self._draining = False
+        self._state = InstanceState.STARTING
+        self._trouble = "no answer from the server yet"
+        self._notice = ""
+        self._failures = 0
+        self._failing_since = 0.0
+        self._cut_off = False
+        self._incarnations = 0
+        self._dirty: set[str] = set()
+        self._dropped: set[ReadyKey] = set()
+        self._published: InstanceRecord | None = None
+
+    @property
+    def draining(self) -> bool:
+        """Whether `drain` was called; there is no way back."""
+        return self._draining
+
+    @property
+    def models(self) -> tuple[WatchedModel, ...]:
+        """All models to be polled: those named by the server's configuration, and those that it still holds."""
+        return tuple(model.watched for model in self._models.values())
+
+    # --- observations -------------------------------------------------------------------------------------------
+
+    def set_models(self, models: Iterable[WatchedModel]) -> None:
+        """The server's flags or config file name these models now. One that is gone from the list is watched on until
+        the server has unloaded it: the file says what is wanted, the server says what is."""
+        wanted = {model.name: model for model in models}
+        for name, watched in wanted.items():
+            known = self._models.setdefault(name, _Model(watched))
+            known.watched, known.listed = watched, True
+            self._dirty.add(name)
+        for name, known in list(self._models.items()):
+            if name not in wanted:
+                known.listed = False
+                self._forget_if_gone(name, known)
+
+    def notice(self, text: str) -> None:
+        """Something to say of the instance that is no model's fault, such as a broken config file; empty: all well."""
+        self._notice = text
+
+    def status(self, name: str, versions: Iterable[VersionStatus], now: float) -> None:
+        """The server answered GetModelStatus; no versions: it does not know the model."""
+        self._reached(now)
+        model = self._models.get(name)
+        if model is None:
+            return
+        model.failures = 0
+        listed = {status.version: status for status in versions}
+        model.trouble = "" if listed else "the server knows no version of it"
+        for version in model.versions.keys() - listed.keys():
+            self._say(name, version, "gone from the server's list")
+            del model.versions[version]
+        for status in listed.values():
+            self._observe(model, status, now)
+        if sum(v.state is ServableState.AVAILABLE for v in model.versions.values()) > 1:
+            model.seen_several = True
+        self._dirty.add(name)
+        self._forget_if_gone(name, model)
+
+    def answered(self, now: float) -> None:
+        """The server answered something: an empty list of models is polled with a call whose answer says nothing."""
+        self._reached(now)
+
+    def failed(self, name: str, failure: PollFailure, now: float) -> None:
+        """A GetModelStatus got no answer. Changes nothing while draining: there the keys have to stay until the
+        control planes have seen them."""
+        if self.draining:
+            return
+        self._failures += 1
+        self._cut_off |= failure.connection
+        if self._failures == 1:
+            self._failing_since = now
+        enough = 1.5 * self._timing.poll_interval if failure.connection else self._timing.slow_for
+        if self._failures >= FAILURES and now - self._failing_since >= enough:
+            if self._state is not InstanceState.UNREACHABLE:
+                self._lose(failure.detail)
+        elif not failure.connection and name in self._models:
+            self._model_failed(self._models[name], failure.detail)
+
+    def probed(self, probe: Probe, outcome: Outcome, now: float) -> None:
+        """A probe ended. One of an earlier load, or of a version that has gone meanwhile, changes nothing."""
+        model = self._models.get(probe.model.name)
+        version = model.versions.get(probe.version) if model else None
+        if model is None or version is None or version.incarnation != probe.incarnation:
+            return
+        version.probing = False
+        if version.state is not ServableState.AVAILABLE or self.draining:
+            return
+        good = outcome.proof is not Proof.FAILED
+        if (version.proof, version.detail, version.ready) != (outcome.proof, outcome.detail, good):
+            level = logging.INFO if good else logging.ERROR
+            word = "ready" if good else "AVAILABLE, but it does not answer; not registered"
+            self._say(probe.model.name, probe.version, f"{word} ({outcome.proof}: {outcome.detail})", level)
+        version.proof, version.detail, version.ready = outcome.proof, outcome.detail, good
+        if good:
+            version.attempts = 0
+        else:
+            version.probe_at = now + min(FIRST_RETRY * 2.0**version.attempts, LAST_RETRY)
+            version.attempts += 1
+        self._dirty.add(probe.model.name)
+
+    def ended(self, reason: str) -> None:
+        """The server's process is known to have ended: no waiting for failed calls."""
+        self._patient = False
+        self._lose(reason)
+
+    def drain(self) -> bool:
+        """No new requests from now on: every READY key becomes DRAINING, the rest goes. False: nothing was READY."""
+        self._draining, self._state, self._trouble = True, InstanceState.DRAINING, ""
+        self._dirty.update(self._models)
+        return any(version.ready for model in self._models.values() for version in model.versions.values())
+
+    # --- decisions ----------------------------------------------------------------------------------------------
+
+    def due(self, now: float) -> tuple[Probe, ...]:
+        """The probes to start now; each is given out once and answered by `probed`."""
+        if self.draining:
+            return ()
+        probes = []
+        for model in self._models.values():
+            for number, version in model.versions.items():
+                if version.probe_at is not None and version.probe_at <= now and not version.probing:
+                    version.probing, version.probe_at = True, None
+                    probes.append(Probe(model.watched, number, version.incarnation))
+        return tuple(probes)
+
+    def next_due(self) -> float | None:
+        """When `due` next has something; None: not before the next observation."""
+        times = (
+            version.probe_at
+            for model in self._models.values()
+            for version in model.versions.values()
+            if version.probe_at is not None and not version.probing
+        )
+        return None if self.draining else min(times, default=None)
+
+    def changes(self) -> Mapping[Key, ReadyRecord | InstanceRecord | None]:
+        """What has changed since the last call, for one transaction; None: the key goes. All of it together is what
+        the instance's keys shall be."""
+        changes: dict[Key, ReadyRecord | InstanceRecord | None] = dict.fromkeys(sorted(self._dropped, key=str))
+        self._dropped.clear()
+        for name in sorted(self._dirty & self._models.keys()):
+            model = self._models[name]
+            wanted = self._ready_keys(model)
+            for key in model.published.keys() - wanted.keys():
+                changes[key] = None
+            changes.update({key: record for key, record in wanted.items() if model.published.get(key) != record})
+            model.published = wanted
+        self._dirty.clear()
+        instance = self._instance_record()
+        if instance != self._published:
+            self._published = instance
+            changes[InstanceKey(self.instance)] = instance
+        return changes
+
+    # --- inside -------------------------------------------------------------------------------------------------
+
+    def _observe(self, model: _Model, status: VersionStatus, now: float) -> None:
+        name, number = model.watched.name, status.version
+        known = model.versions.get(number)
+        if known is not None and (known.state, known.error) == (status.state, status.error):
+            return
+        if known is None or _RANK[status.state] < _RANK[known.state]:
+            self._incarnations += 1
+            known = model.versions[number] = _Version(status.state, status.error, self._incarnations)
+            entered = True
+        else:
+            entered = status.state is not known.state
+            known.state, known.error = status.state, status.error
+        if entered and status.state is ServableState.AVAILABLE:
+            known.probe_at = now
+        elif status.state is not ServableState.AVAILABLE:
+            known.ready, known.probe_at = False, None
+            if known.state is ServableState.END:
+                known.proof, known.detail = Proof.PENDING, ""
+        told = f"{status.state}: {status.error}" if status.error else str(status.state)
+        self._say(name, number, told, logging.ERROR if status.error else logging.INFO)
+
+    def _reached(self, now: float) -> None:
+        if not self._draining and self._state in (InstanceState.STARTING, InstanceState.UNREACHABLE):
+            log.info("instance %s: the server answers", self.instance)
+            self._state, self._trouble = InstanceState.SERVING, ""
+        if self._cut_off:
+            for model in self._models.values():
+                for version in model.versions.values():
+                    if version.ready:
+                        version.probe_at = now
+        self._failures, self._cut_off = 0, False
+
+    def _model_failed(self, model: _Model, detail: str) -> None:
+        model.failures += 1
+        # While others answer it is this model, and what was known of it gets too old to stay registered.
+        if model.failures >= FAILURES and self._failures < FAILURES:
+            name = model.watched.name
+            if model.versions:
+                log.warning("model %s on %s: its status can't be read: %s", name, self.instance, detail)
+            model.trouble = f"its status can't be read: {detail}"
+            model.versions.clear()
+            self._dirty.add(name)
+
+    def _lose(self, reason: str) -> None:
+        if self._patient and self._state is InstanceState.STARTING:
+            reason = f"the server opens its port once the first version of every model is loaded ({reason})"
+        else:
+            log.warning("instance %s: the server is unreachable: %s", self.instance, reason)
+            self._state = InstanceState.UNREACHABLE
+        self._trouble = reason
+        for name, model in list(self._models.items()):
+            model.versions.clear()
+            model.failures, model.trouble = 0, ""
+            self._dirty.add(name)
+            self._forget_if_gone(name, model)
+
+    def _forget_if_gone(self, name: str, model: _Model) -> None:
+        if model.listed or any(version.state is not ServableState.END for version in model.versions.values()):
+            return
+        self._dropped.update(model.published)
+        del self._models[name]
+
+    def _ready_keys(self, model: _Model) -> dict[ReadyKey, ReadyRecord]:
+        several = bool(model.watched.several_versions) or model.seen_several
+        keys = {}
+        for number, version in sorted(model.versions.items()):
+            state = self._ready_state(version)
+            if state is not None:
+                key = ReadyKey(model.watched.name, number, self.instance)
+                keys[key] = replace(self._endpoint, state=state, several_versions=several)
+        return keys
+
+    def _ready_state(self, version: _Version) -> ReadyState | None:
+        if version.ready:
+            return ReadyState.DRAINING if self.draining else ReadyState.READY
+        if self.draining:
+            return None
+        unproved = version.state is ServableState.AVAILABLE and version.proof is Proof.PENDING
+        return ReadyState.LOADING if unproved or version.state in _ANNOUNCED else None
+
+    def _instance_record(self) -> InstanceRecord:
+        servables: list[Servable] = []
+        troubles = [text for text in (self._trouble, self._notice) if text]
+        for name, model in sorted(self._models.items()):
+            if model.trouble and not self._trouble:
+                troubles.append(f"model {name}: {model.trouble}")
+            ended = 0
+            for number, version in sorted(model.versions.items(), reverse=True):
+                if version.state is ServableState.END and not version.error:
+                    ended += 1
+                    if ended > KEPT_ENDED:
+                        continue
+                servables.append(
+                    Servable(name, number, version.state, _cut(version.error), version.proof, _cut(version.detail))
+                )
+        endpoint = self._endpoint
+        return InstanceRecord(
+            address=endpoint.address,
+            grpc_port=endpoint.grpc_port,
+            rest_port=endpoint.rest_port,
+            zone=endpoint.zone,
+            capacity=endpoint.capacity,
+            monitor_version=self._monitor_version,
+            state=self._state,
+            detail=_cut("; ".join(troubles)),
+            servables=tuple(servables),
+        )
+
+    def _say(self, model: str, version: int, text: str, level: int = logging.INFO) -> None:
+        log.log(level, "model %s version %d on %s: %s", model, version, self.instance, text)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MAX_TEXT else text[:MAX_TEXT] + "…"
