@@ -1,0 +1,73 @@
+"""A client of etcd's v3 API that loses nothing: several members, TLS, users, watches that raise when in doubt."""
+
+from __future__ import annotations
+
+from registry.etcd.client import EtcdClient
+from registry.etcd.config import EtcdConfig
+from registry.etcd.errors import (
+    AuthFailed,
+    Compacted,
+    DeadlineExceeded,
+    EtcdError,
+    FutureRevision,
+    LeaseNotFound,
+    NoSpace,
+    PermissionDenied,
+    TlsFilesUnreadable,
+    TokenRejected,
+    TooLarge,
+    Unavailable,
+)
+from registry.etcd.model import (
+    Compare,
+    Delete,
+    Event,
+    Get,
+    Header,
+    KeyValue,
+    Lease,
+    Listing,
+    Operation,
+    OperationResult,
+    Outcome,
+    Put,
+    Result,
+    Status,
+    Target,
+    absent,
+    unchanged,
+)
+
+__all__ = [
+    "AuthFailed",
+    "Compacted",
+    "Compare",
+    "DeadlineExceeded",
+    "Delete",
+    "EtcdClient",
+    "EtcdConfig",
+    "EtcdError",
+    "Event",
+    "FutureRevision",
+    "Get",
+    "Header",
+    "KeyValue",
+    "Lease",
+    "LeaseNotFound",
+    "Listing",
+    "NoSpace",
+    "Operation",
+    "OperationResult",
+    "Outcome",
+    "PermissionDenied",
+    "Put",
+    "Result",
+    "Status",
+    "Target",
+    "TlsFilesUnreadable",
+    "TokenRejected",
+    "TooLarge",
+    "Unavailable",
+    "absent",
+    "unchanged",
+]

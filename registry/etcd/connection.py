@@ -1,0 +1,290 @@
+"""Calls to whichever member answers. Invariant: a call ends within its deadline, and a write that may have been applied
+is never sent twice.
+
+One channel per member, one of them current; a member that doesn't answer makes the next one current.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import grpc
+import grpc.aio
+from google.protobuf.message import Message
+
+from registry.etcd.auth import TokenSource
+from registry.etcd.config import EtcdConfig
+from registry.etcd.errors import (
+    DeadlineExceeded,
+    EtcdError,
+    TlsFilesUnreadable,
+    TokenRejected,
+    Unavailable,
+    from_status,
+)
+from registry.pb import etcd_pb2 as pb
+
+log = logging.getLogger(__name__)
+
+Response = TypeVar("Response", bound=Message)
+Metadata = tuple[tuple[str, str], ...]
+
+MAX_BACKOFF = 1.0
+_FIRST_BACKOFF = 0.05
+_LARGEST_MESSAGE = 2**31 - 1
+"""Bytes; what etcd itself sends at most. gRPC's default of 4 MiB is less than a watch's replay of 20,000 keys."""
+
+_CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 3_000),
+    # etcd answers pings on a connection without a stream with GOAWAY too_many_pings.
+    ("grpc.keepalive_permit_without_calls", 0),
+    # Pings may go on however long no data is sent: an idle watch is the normal case.
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    # Also how long one attempt to connect may take: a frozen etcd's kernel accepts, but nobody answers.
+    ("grpc.min_reconnect_backoff_ms", 1_000),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+    ("grpc.max_receive_message_length", _LARGEST_MESSAGE),
+    ("grpc.max_send_message_length", _LARGEST_MESSAGE),
+    # Connections of our own: another channel of this process to the same address would share its backoff.
+    ("grpc.use_local_subchannel_pool", 1),
+    # etcd is named by address; a proxy from the environment must not come between.
+    ("grpc.enable_http_proxy", 0),
+)
+
+
+@dataclass(frozen=True)
+class Method(Generic[Response]):
+    """A method of etcd's API by its path, with the type that it answers."""
+
+    path: str
+    response: type[Response]
+
+
+_AUTHENTICATE = Method("/etcdserverpb.Auth/Authenticate", pb.AuthenticateResponse)
+
+
+@dataclass(frozen=True)
+class _Member:
+    address: str
+    channel: grpc.aio.Channel
+
+
+class Stream(Generic[Response]):
+    """One bidirectional call to one member; its failures are EtcdErrors."""
+
+    def __init__(self, call: Any, address: str) -> None:
+        self._call = call
+        self.address = address
+
+    async def send(self, request: Message, timeout: float) -> None:
+        """Send one message within `timeout` seconds. Raises EtcdError, also when the call has ended."""
+        try:
+            async with asyncio.timeout(timeout):
+                await self._call.write(request)
+        except TimeoutError:
+            raise DeadlineExceeded(f"etcd at {self.address}: no connection within {timeout:.1f} s") from None
+        except (asyncio.InvalidStateError, grpc.aio.AioRpcError):
+            raise await self._ended() from None
+        except asyncio.CancelledError:
+            _raise_if_ours()
+            raise await self._ended() from None
+
+    async def receive(self, timeout: float | None = None) -> Response:
+        """The next message; waits `timeout` seconds, None: as long as the connection lives. Raises EtcdError."""
+        try:
+            async with asyncio.timeout(timeout):
+                response = await self._call.read()
+        except TimeoutError:
+            raise DeadlineExceeded(f"etcd at {self.address}: no answer within {timeout:.1f} s") from None
+        except grpc.aio.AioRpcError:
+            raise await self._ended() from None
+        except asyncio.CancelledError:
+            _raise_if_ours()
+            raise await self._ended() from None
+        if response is grpc.aio.EOF:
+            raise await self._ended()
+        message: Response = response
+        return message
+
+    async def _ended(self) -> EtcdError:
+        code, details = await self._call.code(), await self._call.details()
+        if code is grpc.StatusCode.OK:
+            code, details = grpc.StatusCode.UNAVAILABLE, "the member ended the stream"
+        return from_status(code, details or "", self.address)
+
+
+class Connection:
+    """The channels to all members of one cluster. Use between `open` and `close`."""
+
+    def __init__(self, config: EtcdConfig) -> None:
+        self.config = config
+        self._members: list[_Member] = []
+        self._current = 0
+        self._tokens = TokenSource(self._authenticate) if config.user is not None else None
+
+    def open(self) -> None:
+        """Make the channels; nothing is dialled before the first call. Raises TlsFilesUnreadable."""
+        credentials = _credentials(self.config) if self.config.tls else None
+        for address in self.config.addresses:
+            channel = (
+                grpc.aio.secure_channel(address, credentials, options=_CHANNEL_OPTIONS)
+                if credentials is not None
+                else grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
+            )
+            self._members.append(_Member(address, channel))
+
+    async def close(self) -> None:
+        """Close all channels; calls under way are cancelled."""
+        members, self._members = self._members, []
+        for member in members:
+            await member.channel.close()
+
+    async def call(
+        self, method: Method[Response], request: Message, *, idempotent: bool, timeout: float | None = None
+    ) -> Response:
+        """One call, answered within `timeout` seconds (default: the config's), by the next member if need be.
+
+        What isn't idempotent is sent again only if it certainly never left, or was refused for its token. Raises
+        EtcdError.
+        """
+        timeout = self.config.timeout if timeout is None else timeout
+        deadline = time.monotonic() + timeout
+        backoff = _FIRST_BACKOFF
+        tokens_refused = 0
+        while True:
+            member = self._member()
+            try:
+                return await self._attempt(member, method, request, deadline)
+            except TokenRejected:
+                tokens_refused += 1
+                if tokens_refused > 2:
+                    raise
+            except Unavailable as error:
+                self._suspect(member, error)
+                if (error.sent and not idempotent) or time.monotonic() + backoff >= deadline:
+                    raise
+            await asyncio.sleep(backoff)
+            backoff = min(backoff * 2, MAX_BACKOFF)
+
+    async def _attempt(self, member: _Member, method: Method[Response], request: Message, deadline: float) -> Response:
+        try:
+            async with asyncio.timeout_at(asyncio.get_running_loop().time() + deadline - time.monotonic()):
+                token = await self._tokens.get() if self._tokens is not None else None
+        except TimeoutError:
+            raise _not_sent(DeadlineExceeded(f"etcd at {member.address}: no token in time")) from None
+        remaining = deadline - time.monotonic()
+        # A frozen member must leave time to ask another one.
+        share = remaining if len(self._members) == 1 else max(remaining / 2, min(remaining, 1.0))
+        try:
+            return await self._unary(member, method, request, share, _metadata(token))
+        except TokenRejected:
+            if self._tokens is not None and token is not None:
+                self._tokens.expire(token)
+            raise
+
+    async def _unary(
+        self, member: _Member, method: Method[Response], request: Message, timeout: float, metadata: Metadata
+    ) -> Response:
+        callable_ = member.channel.unary_unary(
+            method.path,
+            request_serializer=_serialize,
+            response_deserializer=method.response.FromString,
+        )
+        try:
+            response: Response = await callable_(request, timeout=max(timeout, 0.001), metadata=metadata)
+        except grpc.aio.AioRpcError as error:
+            raise from_status(error.code(), error.details() or "", member.address) from None
+        except asyncio.CancelledError:
+            _raise_if_ours()
+            raise from_status(grpc.StatusCode.CANCELLED, "", member.address) from None
+        return response
+
+    @asynccontextmanager
+    async def stream(self, method: Method[Response], metadata: Metadata = ()) -> AsyncIterator[Stream[Response]]:
+        """One bidirectional call to the current member, without a deadline; a failure in the body makes the next member
+        current. Raises EtcdError."""
+        member = self._member()
+        token = await self._tokens.get() if self._tokens is not None else None
+        callable_ = member.channel.stream_stream(
+            method.path,
+            request_serializer=_serialize,
+            response_deserializer=method.response.FromString,
+        )
+        call = callable_(metadata=(*_metadata(token), *metadata))
+        try:
+            yield Stream(call, member.address)
+        except TokenRejected:
+            if self._tokens is not None and token is not None:
+                self._tokens.expire(token)
+            raise
+        except Unavailable as error:
+            self._suspect(member, error)
+            raise
+        finally:
+            call.cancel()
+
+    def _member(self) -> _Member:
+        if not self._members:
+            raise _not_sent(Unavailable("the connection to etcd is closed"))
+        return self._members[self._current % len(self._members)]
+
+    def _suspect(self, member: _Member, error: Unavailable) -> None:
+        # Calls that fail together move on by one member, not by one each.
+        if len(self._members) > 1 and member is self._member():
+            self._current += 1
+            log.info("%s; asking %s next", error, self._member().address)
+
+    async def _authenticate(self) -> str:
+        request = pb.AuthenticateRequest(name=self.config.user or "", password=self.config.password or "")
+        member = self._member()
+        try:
+            answer = await self._unary(member, _AUTHENTICATE, request, self.config.timeout, ())
+        except Unavailable as error:
+            raise _not_sent(error) from None
+        return answer.token
+
+
+def _not_sent(error: Unavailable) -> Unavailable:
+    error.sent = False
+    return error
+
+
+def _raise_if_ours() -> None:
+    """Re-raise the CancelledError being handled if this task was cancelled.
+
+    grpc.aio raises the same for a call that the member cancelled (`_call.py`: `cancelled()` looks at the status alone),
+    and that is no reason to end the task.
+    """
+    task = asyncio.current_task()
+    if task is None or task.cancelling():
+        raise
+
+
+def _metadata(token: str | None) -> Metadata:
+    return () if token is None else (("token", token),)
+
+
+def _serialize(request: Message) -> bytes:
+    return request.SerializeToString()
+
+
+def _credentials(config: EtcdConfig) -> grpc.ChannelCredentials:
+    return grpc.ssl_channel_credentials(_read(config.ca_cert), _read(config.key), _read(config.cert))
+
+
+def _read(path: Path | None) -> bytes | None:
+    if path is None:
+        return None
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise TlsFilesUnreadable(f"TLS file {path} can't be read: {error.strerror}") from error

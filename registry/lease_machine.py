@@ -1,0 +1,230 @@
+"""What to do next so that etcd holds the desired keys on a living lease. Invariant: once etcd answers, the actions lead
+to exactly the desired keys within one TTL, whatever etcd forgot or remembers wrongly meanwhile. Pure: no I/O, no clock.
+
+The lease is believed alive until `deadline`, counted from before the renewal was sent. Any doubt (a failed call, a new
+term of the leader, a revision that went back) leads to a renewal, and then to an audit of what hangs on the lease,
+before anything else is written. Besides, every renewal is followed by a look at some of the keys, in turn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import TypeAlias
+
+from registry.etcd.model import Header, Lease
+from registry.transactions import MAX_OPERATIONS, merge, split
+
+MAX_BACKOFF = 1.0
+_FIRST_BACKOFF = 0.05
+_SPOT_CHECK = MAX_OPERATIONS // 2
+"""Keys per look: each takes two comparisons, value and lease."""
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """Get a new lease of `ttl` seconds."""
+
+    ttl: float
+
+
+@dataclass(frozen=True, slots=True)
+class Renew:
+    """Renew the lease."""
+
+    lease: int
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """One transaction: bytes are put on the lease, None deletes."""
+
+    lease: int
+    changes: Mapping[str, bytes | None]
+    groups: int
+
+
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """Find out which keys hang on the lease, and which of `expected` have another value or none."""
+
+    lease: int
+    expected: Mapping[str, bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class SpotCheck:
+    """Find out whether all of `expected` have their value and hang on the lease."""
+
+    lease: int
+    expected: Mapping[str, bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Idle:
+    """Nothing to do before `until` (None: at all), unless something is set."""
+
+    until: float | None
+
+
+Action: TypeAlias = Grant | Renew | Write | Audit | SpotCheck | Idle
+
+
+@dataclass(slots=True)
+class _Pending:
+    """Changes not yet known to be in etcd, and the number of the set() that they came with; 0: a repair."""
+
+    number: int
+    changes: dict[str, bytes | None]
+
+
+class LeaseMachine:
+    """Ask `decide` for the next action, do it, and report it with the method named after its result."""
+
+    def __init__(self, ttl: float) -> None:
+        self.ttl = ttl
+        self.lease: int | None = None
+        self.revision = 0
+        """The revision of the last write that changed anything."""
+        self._deadline = self._renew_at = self._retry_at = 0.0
+        self._backoff = _FIRST_BACKOFF
+        self._desired: dict[str, bytes] = {}
+        self._pending: list[_Pending] = []
+        self._number = 0
+        self._doubted = False
+        self._unaudited = False
+        self._look_due = False
+        self._looked_at = 0
+        self._header: Header | None = None
+
+    # -- what the caller wants
+
+    def set(self, changes: Mapping[str, bytes | None]) -> None:
+        """Change the desired state. Raises ValueError for a value larger than etcd takes; nothing is changed then."""
+        groups = split(self._news(changes))
+        self._number += 1
+        for group in groups:
+            self._pending.append(_Pending(self._number, group))
+            for key, value in group.items():
+                if value is None:
+                    self._desired.pop(key, None)
+                else:
+                    self._desired[key] = value
+
+    def _news(self, changes: Mapping[str, bytes | None]) -> Mapping[str, bytes | None]:
+        # A key's deletion is never skipped: a former process of the same name may have left the key behind.
+        return {key: value for key, value in changes.items() if value is None or self._desired.get(key) != value}
+
+    @property
+    def number(self) -> int:
+        """The number of the last set()."""
+        return self._number
+
+    def settled(self, number: int) -> bool:
+        """Whether all up to set() `number` is in etcd, and nothing gives reason to doubt it."""
+        return not self._doubted and not self._unaudited and all(item.number > number for item in self._pending)
+
+    def held(self, now: float) -> bool:
+        """Whether the lease is alive as far as we can know."""
+        return self.lease is not None and now < self._deadline
+
+    # -- what to do
+
+    def decide(self, now: float) -> Action:
+        """The next action."""
+        if now < self._retry_at:
+            return Idle(self._retry_at)
+        if self.lease is None:
+            return Grant(self.ttl)
+        if self._doubted or now >= self._renew_at:
+            return Renew(self.lease)
+        if self._unaudited:
+            return Audit(self.lease, self._expected(self._desired))
+        if self._pending:
+            changes, groups = merge([item.changes for item in self._pending[: MAX_OPERATIONS + 1]])
+            return Write(self.lease, changes, groups)
+        if self._look_due and self._desired:
+            return SpotCheck(self.lease, self._next_look())
+        return Idle(self._renew_at)
+
+    def _expected(self, keys: Mapping[str, bytes]) -> dict[str, bytes]:
+        unwritten = {key for item in self._pending for key in item.changes}
+        return {key: value for key, value in keys.items() if key not in unwritten}
+
+    def _next_look(self) -> dict[str, bytes]:
+        start = self._looked_at if self._looked_at < len(self._desired) else 0
+        return dict(islice(self._desired.items(), start, start + _SPOT_CHECK))
+
+    # -- what came of it
+
+    def granted(self, sent: float, lease: Lease) -> None:
+        """Grant succeeded; `sent` is when it was sent."""
+        self.lease = lease.id
+        self._doubted = self._unaudited = False
+        self._header = lease.header
+        self._alive(sent, lease.ttl)
+
+    def renewed(self, sent: float, lease: Lease) -> None:
+        """Renew succeeded."""
+        self._unaudited = self._unaudited or self._doubted or self._suspicious(lease.header)
+        self._doubted = False
+        self._header = lease.header
+        self._look_due = True
+        self._alive(sent, lease.ttl)
+
+    def _alive(self, sent: float, ttl: int) -> None:
+        self._deadline = sent + ttl
+        # etcd may grant more than was asked for; the repair of what got lost is promised within the TTL asked for.
+        self._renew_at = sent + min(ttl, self.ttl) / 3
+        self._backoff = _FIRST_BACKOFF
+
+    def _suspicious(self, header: Header) -> bool:
+        known = self._header
+        return known is not None and (
+            header.cluster_id != known.cluster_id
+            or header.raft_term != known.raft_term
+            or header.revision < max(known.revision, self.revision)
+        )
+
+    def written(self, write: Write, revision: int, *, effective: bool) -> None:
+        """Write succeeded; `effective`: it changed anything, so that `revision` is its own."""
+        del self._pending[: write.groups]
+        self._backoff = _FIRST_BACKOFF
+        if effective:
+            self.revision = revision
+
+    def audited(self, audit: Audit, attached: Collection[str], wrong: Collection[str]) -> Sequence[str]:
+        """Audit found `attached` on the lease, and `wrong` values among those expected; the keys to be repaired."""
+        self._unaudited = False
+        self._look_due = False
+        unwritten = {key for item in self._pending for key in item.changes}
+        attached, wrong = frozenset(attached), frozenset(wrong)
+        repair: dict[str, bytes | None] = {
+            key: self._desired[key]
+            for key in audit.expected
+            if (key in wrong or key not in attached) and key in self._desired and key not in unwritten
+        }
+        repair.update(dict.fromkeys(sorted(attached - self._desired.keys() - unwritten)))
+        self._pending[:0] = [_Pending(0, group) for group in split(repair)]
+        return list(repair)
+
+    def looked(self, check: SpotCheck, *, good: bool) -> None:
+        """SpotCheck found all as it should be, or not."""
+        self._look_due = False
+        start = self._looked_at if self._looked_at < len(self._desired) else 0
+        self._looked_at = start + len(check.expected)
+        self._unaudited = self._unaudited or not good
+
+    def lost(self) -> None:
+        """etcd doesn't know the lease: everything is to be put again, on a new one."""
+        self.lease = None
+        self._doubted = self._unaudited = False
+        deletions = {key: None for item in self._pending for key in item.changes if key not in self._desired}
+        self._pending = [_Pending(0, group) for group in split({**deletions, **self._desired})]
+
+    def failed(self, now: float) -> None:
+        """An action failed for another reason, and it isn't known whether it took effect."""
+        self._doubted = self.lease is not None
+        self._retry_at = now + self._backoff
+        self._backoff = min(self._backoff * 2, MAX_BACKOFF)

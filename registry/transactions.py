@@ -1,0 +1,57 @@
+"""Changes cut into transactions. Invariant: the transactions, applied in order, leave what the changes leave, and each
+is within etcd's limits; changes that were made together are in one transaction wherever those limits allow. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeAlias
+
+from registry.etcd.model import encode_key
+
+MAX_OPERATIONS = 128
+"""etcd's --max-txn-ops; it counts comparisons and each branch for themselves."""
+MAX_BYTES = 1_500_000
+"""Under etcd's --max-request-bytes of 1.5 MiB."""
+_OVERHEAD = 40
+"""Bytes that an operation takes on the wire beside its key and value, at most: tags, lengths and the lease."""
+
+Group: TypeAlias = Mapping[str, bytes | None]
+"""Changes that were made together: None deletes."""
+
+
+def size(key: str, value: bytes | None) -> int:
+    """The bytes that one change takes in a request, rounded up."""
+    return len(encode_key(key)) + len(value or b"") + _OVERHEAD
+
+
+def split(changes: Group) -> list[dict[str, bytes | None]]:
+    """Cut changes into groups that each fit into one transaction, in order. Raises ValueError for a value that fits
+    into none."""
+    groups: list[dict[str, bytes | None]] = []
+    room = 0
+    for key, value in changes.items():
+        needed = size(key, value)
+        if needed > MAX_BYTES:
+            raise ValueError(f"{key}: a value of {len(value or b'')} bytes is more than etcd takes ({MAX_BYTES})")
+        if not groups or needed > room or len(groups[-1]) == MAX_OPERATIONS:
+            groups.append({})
+            room = MAX_BYTES
+        groups[-1][key] = value
+        room -= needed
+    return groups
+
+
+def merge(groups: Sequence[Group]) -> tuple[dict[str, bytes | None], int]:
+    """The next transaction out of groups that each fit: as many whole groups from the front as fit together, a later
+    change of a key overriding an earlier one, and how many groups that took."""
+    merged: dict[str, bytes | None] = {}
+    for taken, group in enumerate(groups):
+        candidate = {**merged, **group}
+        if len(candidate) > MAX_OPERATIONS or _total(candidate.items()) > MAX_BYTES:
+            return merged, taken
+        merged = candidate
+    return merged, len(groups)
+
+
+def _total(changes: Iterable[tuple[str, bytes | None]]) -> int:
+    return sum(size(key, value) for key, value in changes)
