@@ -1,4 +1,4 @@
-"""What a control plane counts, in a collector registry of its own: nothing global, so tests may run many in a process."""
+"""What a control plane counts, in a collector registry of its own: nothing global, so a process may hold several."""
 
 from __future__ import annotations
 

@@ -13,6 +13,8 @@ import numpy as np
 import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
+from tests.support.waiting import eventually
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -111,6 +113,4 @@ class Load:
     async def more(self, count: int, timeout: float = 60.0) -> None:
         """Wait until `count` more requests have ended."""
         goal = len(self.outcomes) + count
-        async with asyncio.timeout(timeout):
-            while len(self.outcomes) < goal:
-                await asyncio.sleep(0.02)
+        await eventually(lambda: len(self.outcomes) >= goal, f"{count} more requests", timeout)
