@@ -8,12 +8,12 @@ before anything else is written. Besides, every renewal is followed by a look at
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import TypeAlias
 
-from registry.etcd.model import Header, Lease
+from registry.etcd.model import Header, KeyValue, Lease
 from registry.transactions import MAX_OPERATIONS, merge, split
 
 MAX_BACKOFF = 1.0
@@ -47,10 +47,10 @@ class Write:
 
 @dataclass(frozen=True, slots=True)
 class Audit:
-    """Find out which keys hang on the lease, and which of `expected` have another value or none."""
+    """Read `keys`, and find out which keys hang on the lease."""
 
     lease: int
-    expected: Mapping[str, bytes]
+    keys: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +140,7 @@ class LeaseMachine:
         if self._doubted or now >= self._renew_at:
             return Renew(self.lease)
         if self._unaudited:
-            return Audit(self.lease, self._expected(self._desired))
+            return Audit(self.lease, frozenset(self._desired.keys() - self._unwritten()))
         if self._pending:
             changes, groups = merge([item.changes for item in self._pending[: MAX_OPERATIONS + 1]])
             return Write(self.lease, changes, groups)
@@ -148,9 +148,8 @@ class LeaseMachine:
             return SpotCheck(self.lease, self._next_look())
         return Idle(self._renew_at)
 
-    def _expected(self, keys: Mapping[str, bytes]) -> dict[str, bytes]:
-        unwritten = {key for item in self._pending for key in item.changes}
-        return {key: value for key, value in keys.items() if key not in unwritten}
+    def _unwritten(self) -> frozenset[str]:
+        return frozenset(key for item in self._pending for key in item.changes)
 
     def _next_look(self) -> dict[str, bytes]:
         start = self._looked_at if self._looked_at < len(self._desired) else 0
@@ -163,13 +162,15 @@ class LeaseMachine:
         self.lease = lease.id
         self._doubted = self._unaudited = False
         self._header = lease.header
+        # A wiped etcd: a revision of its former life may never be reached again.
+        self.revision = min(self.revision, lease.header.revision)
         self._alive(sent, lease.ttl)
 
     def renewed(self, sent: float, lease: Lease) -> None:
         """Renew succeeded."""
-        self._unaudited = self._unaudited or self._doubted or self._suspicious(lease.header)
+        self._unaudited = self._unaudited or self._doubted
         self._doubted = False
-        self._header = lease.header
+        self._note(lease.header)
         self._look_due = True
         self._alive(sent, lease.ttl)
 
@@ -177,36 +178,40 @@ class LeaseMachine:
         self._deadline = sent + ttl
         # etcd may grant more than was asked for; the repair of what got lost is promised within the TTL asked for.
         self._renew_at = sent + min(ttl, self.ttl) / 3
-        self._backoff = _FIRST_BACKOFF
 
-    def _suspicious(self, header: Header) -> bool:
-        known = self._header
-        return known is not None and (
+    def _note(self, header: Header) -> None:
+        known, self._header = self._header, header
+        if known is not None and (
             header.cluster_id != known.cluster_id
             or header.raft_term != known.raft_term
-            or header.revision < max(known.revision, self.revision)
-        )
+            or header.revision < known.revision
+        ):
+            self._unaudited = True
 
-    def written(self, write: Write, revision: int, *, effective: bool) -> None:
-        """Write succeeded; `effective`: it changed anything, so that `revision` is its own."""
+    def written(self, write: Write, header: Header, *, effective: bool) -> None:
+        """Write succeeded; `effective`: it changed anything, so that the header's revision is its own."""
         del self._pending[: write.groups]
+        self._note(header)
         self._backoff = _FIRST_BACKOFF
         if effective:
-            self.revision = revision
+            self.revision = header.revision
 
-    def audited(self, audit: Audit, attached: Collection[str], wrong: Collection[str]) -> Sequence[str]:
-        """Audit found `attached` on the lease, and `wrong` values among those expected; the keys to be repaired."""
-        self._unaudited = False
-        self._look_due = False
-        unwritten = {key for item in self._pending for key in item.changes}
-        attached, wrong = frozenset(attached), frozenset(wrong)
+    def audited(self, audit: Audit, found: Collection[KeyValue], attached: Collection[str], revision: int) -> list[str]:
+        """Audit found these entries when the store was at `revision` or later, and these keys on the lease; returns the
+        keys that are to be repaired."""
+        self._unaudited = self._look_due = False
+        unwritten = self._unwritten()
+        good = {kv.key for kv in found if kv.lease == audit.lease and kv.value == self._desired.get(kv.key)}
         repair: dict[str, bytes | None] = {
-            key: self._desired[key]
-            for key in audit.expected
-            if (key in wrong or key not in attached) and key in self._desired and key not in unwritten
+            key: value
+            for key, value in self._desired.items()
+            if key in audit.keys and key not in good and key not in unwritten
         }
-        repair.update(dict.fromkeys(sorted(attached - self._desired.keys() - unwritten)))
+        # Deleted long ago, but an old backup brought them back, and our own renewals would keep them alive.
+        repair.update(dict.fromkeys(sorted(frozenset(attached) - self._desired.keys() - unwritten)))
         self._pending[:0] = [_Pending(0, group) for group in split(repair)]
+        if revision < self.revision:
+            self.revision = max((kv.mod_revision for kv in found), default=0)
         return list(repair)
 
     def looked(self, check: SpotCheck, *, good: bool) -> None:
@@ -215,6 +220,7 @@ class LeaseMachine:
         start = self._looked_at if self._looked_at < len(self._desired) else 0
         self._looked_at = start + len(check.expected)
         self._unaudited = self._unaudited or not good
+        self._backoff = _FIRST_BACKOFF
 
     def lost(self) -> None:
         """etcd doesn't know the lease: everything is to be put again, on a new one."""

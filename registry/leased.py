@@ -9,11 +9,22 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
-from registry.etcd import Compare, Delete, EtcdClient, EtcdError, LeaseNotFound, Operation, Put, Target
+from registry.etcd import (
+    Compare,
+    Delete,
+    EtcdClient,
+    EtcdError,
+    Get,
+    KeyValue,
+    LeaseNotFound,
+    Operation,
+    Put,
+    Target,
+)
 from registry.lease_machine import Action, Audit, Grant, Idle, LeaseMachine, Renew, SpotCheck, Write
-from registry.transactions import MAX_BYTES, MAX_OPERATIONS, size
+from registry.transactions import MAX_OPERATIONS
 
 log = logging.getLogger(__name__)
 
@@ -51,15 +62,18 @@ class LeasedKeys:
     async def flush(self) -> int:
         """Wait until all that was set so far is in etcd; a revision at which all of it was. 0: nothing was ever set.
 
-        Waits as long as etcd is away: bound it by `asyncio.timeout`. Needs `run` to be running.
+        Waits as long as etcd is away: bound it by `asyncio.timeout`. Needs `run` to be running. Raises RuntimeError
+        after `close`.
         """
         number = self._machine.number
         while not self._machine.settled(number):
+            if self._closed:
+                raise RuntimeError("flush after close: what was not written by then never will be")
             await self._moved.wait()
         return self._machine.revision
 
     async def run(self) -> None:
-        """Make etcd hold the desired keys, until cancelled. etcd's troubles are logged and tried again, never raised."""
+        """Make etcd hold the desired keys, until cancelled. etcd's troubles are logged and tried again."""
         while True:
             action = Idle(None) if self._closed else self._machine.decide(time.monotonic())
             if isinstance(action, Idle):
@@ -72,10 +86,11 @@ class LeasedKeys:
             moved.set()
 
     async def close(self) -> None:
-        """Revoke the lease, so that the keys vanish at once. Bounded; if etcd is away they expire by themselves. Nothing
-        is written afterwards."""
+        """Revoke the lease, so that the keys vanish at once. Bounded; if etcd is away they expire by themselves.
+        Nothing is written afterwards."""
         self._closed = True
         self._wanted.set()
+        self._moved.set()
         try:
             async with asyncio.timeout(_CLOSE_TIMEOUT), self._acting:
                 lease = self._machine.lease
@@ -121,37 +136,33 @@ class LeasedKeys:
                 outcome = await self._client.transact((), operations, timeout=self._timeout)
                 effective = any(value is not None for value in changes.values())
                 effective = effective or any(result.deleted for result in outcome.results)
-                machine.written(action, outcome.revision, effective=effective)
-            case Audit(lease, expected):
+                machine.written(action, outcome.header, effective=effective)
+            case Audit(lease, keys):
+                revision, found = await self._read(keys)
                 attached = (await self._client.time_to_live(lease, timeout=self._timeout)).keys
-                wrong = [key for chunk in _chunks(expected) if not await self._hold(chunk, None) for key in chunk]
-                repaired = machine.audited(action, attached, wrong)
+                repaired = machine.audited(action, found, attached, revision)
                 if repaired:
-                    log.warning("etcd held something else than was written; repairing %d keys", len(repaired))
+                    log.warning("etcd held something else than was written; repairing %s", _shortened(repaired))
             case SpotCheck(lease, expected):
-                machine.looked(action, good=await self._hold(expected, lease))
+                compares = [Compare(key, Target.VALUE, value) for key, value in expected.items()]
+                compares += [Compare(key, Target.LEASE, lease) for key in expected]
+                outcome = await self._client.transact(compares, (), timeout=self._timeout)
+                machine.looked(action, good=outcome.succeeded)
 
-    async def _hold(self, expected: Mapping[str, bytes], lease: int | None) -> bool:
-        """Whether all these keys have these values (and hang on this lease)."""
-        compares = [Compare(key, Target.VALUE, value) for key, value in expected.items()]
-        if lease is not None:
-            compares += [Compare(key, Target.LEASE, lease) for key in expected]
-        return (await self._client.transact(compares, (), timeout=self._timeout)).succeeded
+    async def _read(self, keys: Collection[str]) -> tuple[int, list[KeyValue]]:
+        """These keys, as far as they exist, and the store's revision when the first of them was read."""
+        gets = [Get(key) for key in sorted(keys)]
+        first, found = 0, list[KeyValue]()
+        for start in range(0, max(1, len(gets)), MAX_OPERATIONS):
+            outcome = await self._client.transact((), gets[start : start + MAX_OPERATIONS], timeout=self._timeout)
+            first = first or outcome.revision
+            found.extend(entry for result in outcome.results for entry in result.entries)
+        return first, found
 
 
 def _operation(key: str, value: bytes | None, lease: int) -> Operation:
     return Delete(key) if value is None else Put(key, value, lease)
 
 
-def _chunks(expected: Mapping[str, bytes]) -> Iterator[dict[str, bytes]]:
-    """Cut into pieces that one transaction can compare."""
-    chunk: dict[str, bytes] = {}
-    room = MAX_BYTES
-    for key, value in expected.items():
-        if chunk and (len(chunk) == MAX_OPERATIONS or size(key, value) > room):
-            yield chunk
-            chunk, room = {}, MAX_BYTES
-        chunk[key] = value
-        room -= size(key, value)
-    if chunk:
-        yield chunk
+def _shortened(keys: Sequence[str]) -> str:
+    return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")

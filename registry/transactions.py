@@ -3,7 +3,7 @@ is within etcd's limits; changes that were made together are in one transaction 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
 from registry.etcd.model import encode_key
@@ -45,13 +45,11 @@ def merge(groups: Sequence[Group]) -> tuple[dict[str, bytes | None], int]:
     """The next transaction out of groups that each fit: as many whole groups from the front as fit together, a later
     change of a key overriding an earlier one, and how many groups that took."""
     merged: dict[str, bytes | None] = {}
+    room = MAX_BYTES
     for taken, group in enumerate(groups):
-        candidate = {**merged, **group}
-        if len(candidate) > MAX_OPERATIONS or _total(candidate.items()) > MAX_BYTES:
+        overridden = group.keys() & merged.keys()
+        room += sum(size(key, merged[key]) for key in overridden) - sum(size(*change) for change in group.items())
+        if len(merged) + len(group) - len(overridden) > MAX_OPERATIONS or room < 0:
             return merged, taken
-        merged = candidate
+        merged.update(group)
     return merged, len(groups)
-
-
-def _total(changes: Iterable[tuple[str, bytes | None]]) -> int:
-    return sum(size(key, value) for key, value in changes)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,35 +85,31 @@ class Stream(Generic[Response]):
         self._call = call
         self.address = address
 
-    async def send(self, request: Message, timeout: float) -> None:
-        """Send one message within `timeout` seconds. Raises EtcdError, also when the call has ended."""
+    async def ask(self, request: Message, timeout: float) -> Response:
+        """Send one message and wait for the next one to come, `timeout` seconds in all. Raises EtcdError."""
         try:
             async with asyncio.timeout(timeout):
-                await self._call.write(request)
+                await self._guard(self._call.write(request))
+                return await self.receive()
         except TimeoutError:
-            raise DeadlineExceeded(f"etcd at {self.address}: no connection within {timeout:.1f} s") from None
+            raise DeadlineExceeded(f"etcd at {self.address}: no answer within {timeout:.1f} s") from None
+
+    async def receive(self) -> Response:
+        """The next message, however long it takes: a dead connection is noticed by its pings. Raises EtcdError."""
+        response = await self._guard(self._call.read())
+        if response is grpc.aio.EOF:
+            raise await self._ended()
+        message: Response = response
+        return message
+
+    async def _guard(self, step: Awaitable[Any]) -> Any:
+        try:
+            return await step
         except (asyncio.InvalidStateError, grpc.aio.AioRpcError):
             raise await self._ended() from None
         except asyncio.CancelledError:
             _raise_if_ours()
             raise await self._ended() from None
-
-    async def receive(self, timeout: float | None = None) -> Response:
-        """The next message; waits `timeout` seconds, None: as long as the connection lives. Raises EtcdError."""
-        try:
-            async with asyncio.timeout(timeout):
-                response = await self._call.read()
-        except TimeoutError:
-            raise DeadlineExceeded(f"etcd at {self.address}: no answer within {timeout:.1f} s") from None
-        except grpc.aio.AioRpcError:
-            raise await self._ended() from None
-        except asyncio.CancelledError:
-            _raise_if_ours()
-            raise await self._ended() from None
-        if response is grpc.aio.EOF:
-            raise await self._ended()
-        message: Response = response
-        return message
 
     async def _ended(self) -> EtcdError:
         code, details = await self._call.code(), await self._call.details()

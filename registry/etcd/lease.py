@@ -37,8 +37,7 @@ class LeaseCalls:
         timeout = self._connection.config.timeout if timeout is None else timeout
         # A stream per renewal: one every few seconds is cheap, and there is none that could hang unnoticed.
         async with self._connection.stream(_KEEP_ALIVE) as stream:
-            await stream.send(pb.LeaseKeepAliveRequest(ID=lease), timeout)
-            response = await stream.receive(timeout)
+            response = await stream.ask(pb.LeaseKeepAliveRequest(ID=lease), timeout)
             if response.TTL <= 0:
                 raise LeaseNotFound(f"etcd at {stream.address}: lease {lease:x} expired or was revoked")
         return Lease(response.ID, response.TTL, header(response.header))

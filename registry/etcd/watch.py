@@ -57,8 +57,7 @@ class WatchCalls:
         key, end = prefix_range(prefix)
         create = pb.WatchCreateRequest(key=key, range_end=end, start_revision=start_revision, progress_notify=True)
         async with self._connection.stream(_WATCH, _REQUIRE_LEADER) as stream:
-            await stream.send(pb.WatchRequest(create_request=create), timeout)
-            response = await stream.receive(timeout)
+            response = await stream.ask(pb.WatchRequest(create_request=create), timeout)
             _raise_if_cancelled(response, stream.address)
             yield Watch(stream)
 
