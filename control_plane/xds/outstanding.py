@@ -1,40 +1,51 @@
-"""The registry revisions of which something is still outstanding on a stream, and the lowest of them.
+"""The moments of which something is still outstanding on a stream, and the lowest of them.
 
 Invariant: `lowest()` is the minimum of what was added and not yet discarded. Logarithmic in the number of different
-revisions, whatever the number of resources.
+moments, whatever the number of resources; memory in proportion to the moments that are outstanding now.
 """
 
 from __future__ import annotations
 
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
+
+from control_plane.xds.table import Moment
+
+_SLACK = 16
 
 
 class Outstanding:
-    """A multiset of revisions."""
+    """A multiset of moments."""
 
     def __init__(self) -> None:
-        self._counts: dict[int, int] = {}
-        self._heap: list[int] = []
+        self._counts: dict[Moment, int] = {}
+        self._heap: list[Moment] = []
         self._total = 0
 
-    def add(self, revision: int) -> None:
-        """Something of this revision is outstanding."""
-        count = self._counts.get(revision)
-        if count is None:
-            heappush(self._heap, revision)
-        self._counts[revision] = (count or 0) + 1
+    def add(self, moment: Moment) -> None:
+        """Something of this moment is outstanding."""
+        count = self._counts.get(moment, 0)
+        if not count:
+            heappush(self._heap, moment)
+        self._counts[moment] = count + 1
         self._total += 1
 
-    def discard(self, revision: int) -> None:
+    def discard(self, moment: Moment) -> None:
         """One of what `add` said is done."""
-        self._counts[revision] -= 1
         self._total -= 1
+        count = self._counts[moment] - 1
+        if count:
+            self._counts[moment] = count
+            return
+        del self._counts[moment]
+        # One refused resource can stay the lowest for hours, while others come and go above it in the heap.
+        if len(self._heap) > 2 * len(self._counts) + _SLACK:
+            self._heap = list(self._counts)
+            heapify(self._heap)
 
-    def lowest(self) -> int | None:
-        """The lowest revision of which something is outstanding, or None."""
-        # A count of 0 keeps its place in the heap until it surfaces, so no revision is in there twice.
-        while self._heap and not self._counts[self._heap[0]]:
-            del self._counts[heappop(self._heap)]
+    def lowest(self) -> Moment | None:
+        """The lowest moment of which something is outstanding, or None."""
+        while self._heap and self._heap[0] not in self._counts:
+            heappop(self._heap)
         return self._heap[0] if self._heap else None
 
     def __len__(self) -> int:

@@ -1,7 +1,7 @@
 """The one picture of all resources that every stream shares.
 
 Invariants: an update costs what changed, never the table's size; a resource whose version is equal is no change; every
-update that did anything has the next `generation`, so a stream can tell a change that it has already seen.
+update has the next generation, so a stream can tell a change that it has already seen.
 """
 
 from __future__ import annotations
@@ -9,20 +9,32 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import NamedTuple
 
 from control_plane.resources.resource import Resource
 
 
+class Moment(NamedTuple):
+    """When something changed. Ordered by generation: a registry restored from a backup goes back in its revisions."""
+
+    generation: int
+    revision: int
+
+
+BEGINNING = Moment(0, 0)
+"""Before anything that we know of."""
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A resource and the registry revision at which it came to be.
+    """A resource and when it came to be.
 
     `created` is not moved by later changes: an Envoy that has nothing of this name lacks every revision from there on.
-    It is 0 for what the first snapshot held, since nobody knows when that came to be.
+    It is BEGINNING for what the first snapshot held, since nobody knows when that came to be.
     """
 
     resource: Resource
-    created: int
+    created: Moment
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +51,7 @@ class Change:
 class TableChange:
     """All that one update did, in the order given; empty when only the revision moved."""
 
-    generation: int
-    revision: int
+    moment: Moment
     changes: tuple[Change, ...]
 
 
@@ -55,19 +66,30 @@ class ResourceTable:
 
     def __init__(self) -> None:
         self._types: dict[str, dict[str, Entry]] = {}
-        self._revision = 0
-        self._generation = 0
+        self._now = BEGINNING
+        self._went_back = 0
         self._ready = False
 
     @property
     def revision(self) -> int:
         """The registry revision that the table reflects; 0 before the first."""
-        return self._revision
+        return self._now.revision
 
     @property
-    def generation(self) -> int:
-        """How many updates there were."""
-        return self._generation
+    def moment(self) -> Moment:
+        """The moment of the last update."""
+        return self._now
+
+    def converged(self, lowest: Moment | None) -> int:
+        """The newest revision of which nothing is outstanding, if `lowest` is the earliest moment that is; at least 0.
+
+        What has been outstanding since before the registry went back proves nothing about its revisions now.
+        """
+        if lowest is None:
+            return self._now.revision
+        if lowest.generation < self._went_back:
+            return 0
+        return max(0, min(lowest.revision - 1, self._now.revision))
 
     @property
     def ready(self) -> bool:
@@ -97,7 +119,11 @@ class ResourceTable:
         Removes of unknown names are ignored; where a name is in both, the put wins. A revision lower than the table's
         is taken as it is: a registry restored from a backup goes back.
         """
-        created = revision if self._ready else 0
+        moment = Moment(self._now.generation + 1, revision)
+        if revision < self._now.revision:
+            self._went_back = moment.generation
+        self._now = moment
+        created = moment if self._ready else BEGINNING
         changes: dict[tuple[str, str], Change] = {}
         for type_url, name in removes:
             entry = self._remove(type_url, name)
@@ -114,9 +140,7 @@ class ResourceTable:
                 changes[key] = Change(*key, old, resource)
             else:
                 changes.pop(key, None)
-        self._revision = revision
-        self._generation += 1
-        return TableChange(self._generation, revision, tuple(changes.values()))
+        return TableChange(moment, tuple(changes.values()))
 
     def _remove(self, type_url: str, name: str) -> Entry | None:
         entries = self._types.get(type_url)

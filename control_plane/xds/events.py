@@ -1,0 +1,100 @@
+"""What a stream has to tell the operator, and how a stream stands. Data only; the shell logs and counts it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from control_plane.resources.resource import (
+    CLUSTER,
+    CLUSTER_LOAD_ASSIGNMENT,
+    EXTENSION_CONFIG,
+    LISTENER,
+    ROUTE_CONFIGURATION,
+)
+
+_SHORT = {
+    LISTENER: "LDS",
+    ROUTE_CONFIGURATION: "RDS",
+    CLUSTER: "CDS",
+    CLUSTER_LOAD_ASSIGNMENT: "EDS",
+    EXTENSION_CONFIG: "ECDS",
+}
+
+
+def short_type(type_url: str) -> str:
+    """The service's usual name, such as `CDS`; the message's name for a type that we don't serve."""
+    return _SHORT.get(type_url) or type_url.rpartition(".")[2] or type_url
+
+
+@dataclass(frozen=True, slots=True)
+class Connected:
+    """A stream's first request is in. `peer` is gRPC's spelling of the other end."""
+
+    node: str
+    peer: str
+
+
+@dataclass(frozen=True, slots=True)
+class Disconnected:
+    """A stream has ended; `detail` says how."""
+
+    node: str
+    peer: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A NACK. `names` are all that the response held: some of them may have been applied (facts: Envoy rejects the
+    response and applies its good clusters all the same). Empty if the nonce is none of this stream's."""
+
+    node: str
+    type_url: str
+    names: tuple[str, ...]
+    models: tuple[str, ...]
+    code: int
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class HeldTooLong:
+    """Something waited for its turn until its deadline and has gone out anyway. `waiting_for` names clusters."""
+
+    node: str
+    type_url: str
+    names: tuple[str, ...]
+    waiting_for: tuple[str, ...]
+
+
+StreamEvent: TypeAlias = Connected | Disconnected | Refused | HeldTooLong
+
+
+@dataclass(frozen=True, slots=True)
+class TypeStatus:
+    """One type on one stream. `subscribed` counts names; `sent` and `removed` count resources; the rest responses."""
+
+    wildcard: bool
+    subscribed: int
+    responses: int
+    sent: int
+    removed: int
+    acked: int
+    nacked: int
+    unanswered: int
+    outstanding: int
+    refused: tuple[str, ...]
+    last_error: str
+
+
+@dataclass(frozen=True, slots=True)
+class StreamStatus:
+    """One stream. `types` is keyed by type URL."""
+
+    node: str
+    cluster: str
+    peer: str
+    connected_at: float
+    converged_revision: int
+    types: Mapping[str, TypeStatus]

@@ -1,0 +1,200 @@
+"""Which responses of a stream go out now, in which order, and what a response holds.
+
+Invariant: within one call clusters come before endpoints, those before what names clusters, and nothing goes before
+its turn (order.py) or into a full window; what is held back merges in its Item.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+
+from control_plane.resources.resource import (
+    CLUSTER,
+    CLUSTER_LOAD_ASSIGNMENT,
+    EXTENSION_CONFIG,
+    LISTENER,
+    ROUTE_CONFIGURATION,
+    Resource,
+)
+from control_plane.xds.limits import Limits
+from control_plane.xds.order import Order, Waiting
+from control_plane.xds.subscription import Flight, Subscription
+from control_plane.xds.table import ResourceTable
+from control_plane.xds.wire import delta_response, framed_size
+
+_RANK = {CLUSTER: 0, CLUSTER_LOAD_ASSIGNMENT: 1, LISTENER: 2, ROUTE_CONFIGURATION: 3, EXTENSION_CONFIG: 4}
+_LAST = len(_RANK)
+_PAIR = frozenset({CLUSTER, CLUSTER_LOAD_ASSIGNMENT})
+
+HeldTooLongCallback = Callable[[str, tuple[str, ...], tuple[str, ...]], None]
+
+
+class Sender:
+    """Builds the responses of one stream. `sequence` numbers them from 1; the number is the nonce."""
+
+    def __init__(
+        self,
+        table: ResourceTable,
+        subscriptions: Mapping[str, Subscription],
+        order: Order,
+        limits: Limits,
+        held_too_long: HeldTooLongCallback,
+    ) -> None:
+        self._table = table
+        self._subscriptions = subscriptions
+        self._order = order
+        self._limits = limits
+        self._held_too_long = held_too_long
+        self._late: dict[str, None] = {}
+        self.sequence = 0
+
+    def outgoing(self, now: float) -> list[bytes]:
+        """Everything that may go out now."""
+        responses: list[bytes] = []
+        by_rank = sorted(self._subscriptions.values(), key=lambda each: _RANK.get(each.type_url, _LAST))
+        for subscription in by_rank:
+            while self._window_open(subscription, now):
+                response = self._respond(subscription, now)
+                if response is None:
+                    break
+                responses.append(response)
+        self._order.released = False
+        if self._late:
+            self._held_too_long(CLUSTER, tuple(self._late), ())
+            self._late.clear()
+        return responses
+
+    def next_deadline(self) -> float | None:
+        """When something that is held back now may go out without anything else happening."""
+        times: list[float] = []
+        for subscription in self._subscriptions.values():
+            if not subscription.puts and not subscription.removals:
+                continue
+            if len(subscription.flights) >= self._window(subscription)[0]:
+                times.append(subscription.last_sent_at + self._window(subscription)[1])
+                continue
+            if subscription.type_url not in _PAIR:
+                times += (subscription.items[name].due_at + self._limits.gate_seconds for name in subscription.puts)
+            # Removals queue in the order in which they became due, so the first has the first deadline.
+            for name in subscription.removals:
+                times.append(subscription.items[name].due_at + self._limits.removal_seconds)
+                break
+        return min(times, default=None)
+
+    # What may go
+
+    def _window(self, subscription: Subscription) -> tuple[int, float]:
+        if subscription.type_url == CLUSTER:
+            return self._limits.cluster_window, self._limits.cluster_patience_seconds
+        return self._limits.window, self._limits.patience_seconds
+
+    def _window_open(self, subscription: Subscription, now: float) -> bool:
+        size, patience = self._window(subscription)
+        return len(subscription.flights) < size or now >= subscription.last_sent_at + patience
+
+    def _puts(self, subscription: Subscription, now: float) -> Iterator[Resource]:
+        if subscription.type_url in _PAIR:
+            for name in subscription.puts:
+                resource = self._table.get(subscription.type_url, name)
+                assert resource is not None
+                yield resource
+            return
+        for waiting in self._order.ready(subscription.type_url, now):
+            yield waiting.resource
+
+    def _removals(self, subscription: Subscription, now: float) -> Iterator[str]:
+        if subscription.type_url == CLUSTER:
+            yield from self._cluster_removals(subscription, now)
+        elif subscription.type_url == CLUSTER_LOAD_ASSIGNMENT:
+            clusters = self._subscriptions.get(CLUSTER)
+            for name in subscription.removals:
+                # Endpoints go after their cluster. Sent is enough: the stream is in order.
+                if clusters is None or name not in clusters.removals or self._overdue(subscription, name, now):
+                    yield name
+        else:
+            yield from subscription.removals
+
+    def _cluster_removals(self, subscription: Subscription, now: float) -> Iterator[str]:
+        names = iter(subscription.removals)
+        first = next(names, None)
+        # Looked at again only when an answer or a deadline may have changed something: there can be thousands.
+        if first is None or not (self._order.released or self._overdue(subscription, first, now)):
+            return
+        for name in (first, *names):
+            if self._order.free(name):
+                yield name
+            elif self._overdue(subscription, name, now):
+                self._late[name] = None
+                yield name
+
+    def _overdue(self, subscription: Subscription, name: str, now: float) -> bool:
+        return now >= subscription.items[name].due_at + self._limits.removal_seconds
+
+    # Building
+
+    def _respond(self, subscription: Subscription, now: float) -> bytes | None:
+        size = 0
+        puts: list[Resource] = []
+        removals: list[str] = []
+        for resource in self._puts(subscription, now):
+            size += framed_size(resource)
+            if puts and size > self._limits.response_bytes:
+                break
+            puts.append(resource)
+        else:
+            for name in self._removals(subscription, now):
+                size += 4 * len(name) + 8
+                if (puts or removals) and size > self._limits.response_bytes:
+                    self._order.released = True
+                    break
+                removals.append(name)
+        owed = subscription.answer_owed and not subscription.puts
+        if not (puts or removals or owed):
+            return None
+        subscription.answer_owed = False
+        self.sequence += 1
+        nonce = str(self.sequence)
+        flight = Flight(self.sequence, {})
+        for resource in puts:
+            self._put(subscription, flight, resource, now)
+        for name in removals:
+            subscription.sent(flight, name, None)
+        subscription.fly(nonce, flight, now)
+        subscription.counters.responses += 1
+        subscription.counters.sent += len(puts)
+        subscription.counters.removed += len(removals)
+        return delta_response(subscription.type_url, nonce, puts, removals, str(self._table.revision))
+
+    def _put(self, subscription: Subscription, flight: Flight, resource: Resource, now: float) -> None:
+        name = resource.name
+        if subscription.type_url in _PAIR:
+            subscription.sent(flight, name, resource.version)
+            if subscription.type_url == CLUSTER:
+                self._after_cluster(flight, name, now)
+            return
+        key = (subscription.type_url, name)
+        waiting = self._order.waiting.pop(key)
+        self._tell_if_late(waiting)
+        current = self._table.get(*key)
+        unchanged = current is not None and current.version == resource.version
+        subscription.sent(flight, name, resource.version, None if unchanged else waiting.newer)
+        self._order.sent(key, flight.sequence, resource)
+
+    def _after_cluster(self, flight: Flight, name: str, now: float) -> None:
+        """ "Resource warming": a cluster that was sent stays warming until EDS is sent again, changed or not. A client
+        that has not asked for that EDS yet asks for it now, and would ignore what it has not asked for."""
+        assignment = self._table.get(CLUSTER_LOAD_ASSIGNMENT, name)
+        endpoints = self._subscriptions.get(CLUSTER_LOAD_ASSIGNMENT)
+        self._order.cluster_sent(name, flight.sequence, has_endpoints=assignment is not None)
+        if assignment is not None and endpoints is not None and endpoints.tracks(name):
+            since = flight.names[name][1]
+            endpoints.mark(name, assignment.version, assignment.version, since, now, forced=True)
+
+    def _tell_if_late(self, waiting: Waiting) -> None:
+        if not waiting.clusters:
+            return
+        resource, late = waiting.resource, tuple(waiting.clusters)
+        self._held_too_long(resource.type_url, (resource.name,), late)
+        for name in late:
+            # What was waited for in vain once is not waited for again until it is sent again.
+            self._order.cluster_gone(name)

@@ -1,0 +1,221 @@
+"""One resource type on one stream: what the client subscribed to, and what is unsettled about each name.
+
+Invariant: a name that the client is subscribed to and that has no Item is with the client exactly as the table has it
+(or absent, as in the table). So a stream remembers differences only: its memory does not grow with the table, and any
+number of changes to one name while the client is slow merge into one Item, of which only the newest state is sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import Enum
+
+from control_plane.xds.outstanding import Outstanding
+from control_plane.xds.table import Moment
+
+WILDCARD = "*"
+MAX_FLIGHTS = 64
+"""Responses whose answer is remembered one by one; beyond that the oldest are folded together."""
+
+
+class Unknown(Enum):
+    """What a client holds after a NACK: a NACK never means that nothing was applied."""
+
+    UNKNOWN = "UNKNOWN"
+
+
+UNKNOWN = Unknown.UNKNOWN
+
+
+@dataclass(slots=True)
+class Item:
+    """One unsettled name.
+
+    `expected` is the version that the client will hold once it has ACKed all that was sent (None: nothing);
+    `due` the earliest moment of which nothing was sent yet; `due_at` when it became due (monotonic seconds).
+    """
+
+    expected: str | Unknown | None
+    due: Moment | None = None
+    due_at: float = 0.0
+    forced: bool = False
+    flying: int = 0
+    last_sent: int = 0
+    refused: str | None = None
+    refused_at: int = 0
+    refused_since: Moment | None = None
+
+    @property
+    def on_its_way(self) -> bool:
+        """Due, or sent and not yet answered."""
+        return self.due is not None or self.flying > 0
+
+
+@dataclass(slots=True)
+class Flight:
+    """A response that was sent and not answered yet: name -> (version or None for removed, since when outstanding)."""
+
+    sequence: int
+    names: dict[str, tuple[str | None, Moment]]
+
+
+@dataclass(slots=True)
+class Counters:
+    """For the status page and the metrics."""
+
+    responses: int = 0
+    sent: int = 0
+    removed: int = 0
+    acked: int = 0
+    nacked: int = 0
+    last_error: str = ""
+
+
+@dataclass(slots=True)
+class Subscription:
+    """The state of one type. `puts` and `removals` queue the names of the items that are due, oldest first."""
+
+    type_url: str
+    outstanding: Outstanding
+    wildcard: bool = False
+    explicit: bool = False
+    answer_owed: bool = False
+    names: set[str] = field(default_factory=set)
+    items: dict[str, Item] = field(default_factory=dict)
+    puts: dict[str, None] = field(default_factory=dict)
+    removals: dict[str, None] = field(default_factory=dict)
+    flights: dict[str, Flight] = field(default_factory=dict)
+    last_sent_at: float = float("-inf")
+    counters: Counters = field(default_factory=Counters)
+
+    def tracks(self, name: str) -> bool:
+        """Whether the client wants this name."""
+        return self.wildcard or name in self.names
+
+    def mark(
+        self,
+        name: str,
+        target: str | None,
+        held: str | Unknown | None,
+        since: Moment,
+        now: float,
+        *,
+        forced: bool = False,
+    ) -> Item:
+        """The table's version of `name` is `target` (None: removed); queue it unless the client has or refused it.
+
+        `held` is what the client has if the name was settled until now; `forced` sends it whatever the client has.
+        """
+        item = self.items.get(name)
+        if item is None:
+            item = self.items[name] = Item(expected=held)
+        item.forced |= forced
+        known_bad = target is not None and target == item.refused and item.expected is UNKNOWN
+        if not item.forced and (target == item.expected or known_bad):
+            self._undue(name, item)
+            self._drop_if_settled(name, item)
+            return item
+        if item.due is None:
+            item.due, item.due_at = since, now
+            self.outstanding.add(since)
+        elif since < item.due:
+            self.outstanding.discard(item.due)
+            item.due = since
+            self.outstanding.add(since)
+        queue, other = (self.removals, self.puts) if target is None else (self.puts, self.removals)
+        other.pop(name, None)
+        queue[name] = None
+        return item
+
+    def sent(self, flight: Flight, name: str, version: str | None, newer: Moment | None = None) -> None:
+        """`name` went out in `flight`; `newer` is since when something newer than that is due already, if it is."""
+        item = self.items[name]
+        assert item.due is not None
+        flight.names[name] = (version, item.due)
+        item.forced = False
+        item.expected = version
+        item.flying += 1
+        item.last_sent = flight.sequence
+        item.due = newer
+        if newer is None:
+            self.puts.pop(name, None)
+            self.removals.pop(name, None)
+        else:
+            self.outstanding.add(newer)
+
+    def fly(self, nonce: str, flight: Flight, now: float) -> None:
+        """The response is on its way."""
+        self.flights[nonce] = flight
+        self.last_sent_at = now
+        if len(self.flights) > MAX_FLIGHTS:
+            self._fold()
+
+    def acked(self, flight: Flight) -> None:
+        """The client has applied the whole response."""
+        for name, (_, since) in flight.names.items():
+            self.outstanding.discard(since)
+            item = self.items[name]
+            item.flying -= 1
+            if item.refused_since is not None and flight.sequence > item.refused_at:
+                self._forgive(item)
+            self._drop_if_settled(name, item)
+
+    def nacked(self, flight: Flight) -> None:
+        """The client has refused the response: each of its names stays outstanding until a newer version is ACKed."""
+        for name, (version, since) in flight.names.items():
+            item = self.items[name]
+            item.flying -= 1
+            if item.refused_since is not None:
+                self.outstanding.discard(max(since, item.refused_since))
+                since = min(since, item.refused_since)
+            item.refused, item.refused_since, item.refused_at = version, since, flight.sequence
+            if item.last_sent <= flight.sequence:
+                item.expected = UNKNOWN
+
+    def forget(self, name: str) -> None:
+        """The client no longer wants this name."""
+        item = self.items.pop(name, None)
+        if item is None:
+            return
+        self._undue(name, item)
+        self._forgive(item)
+        if item.flying:
+            for flight in self.flights.values():
+                sent = flight.names.pop(name, None)
+                if sent is not None:
+                    self.outstanding.discard(sent[1])
+
+    def refused(self) -> Iterator[str]:
+        """The names that the client has refused and not ACKed since. Linear in what is unsettled."""
+        return (name for name, item in self.items.items() if item.refused_since is not None)
+
+    def _undue(self, name: str, item: Item) -> None:
+        if item.due is not None:
+            self.outstanding.discard(item.due)
+            item.due = None
+        self.puts.pop(name, None)
+        self.removals.pop(name, None)
+
+    def _forgive(self, item: Item) -> None:
+        if item.refused_since is not None:
+            self.outstanding.discard(item.refused_since)
+        item.refused = item.refused_since = None
+
+    def _drop_if_settled(self, name: str, item: Item) -> None:
+        if not item.on_its_way and item.refused_since is None:
+            del self.items[name]
+
+    def _fold(self) -> None:
+        """Merge the two oldest flights, so that what is remembered of a client that never answers stays bounded by
+        names: the answer to the younger one then counts for both."""
+        first, second = list(self.flights)[:2]
+        into = self.flights[second].names
+        for name, (version, since) in self.flights.pop(first).names.items():
+            known = into.get(name)
+            if known is None:
+                into[name] = (version, since)
+                continue
+            self.outstanding.discard(max(since, known[1]))
+            into[name] = (known[0], min(since, known[1]))
+            self.items[name].flying -= 1
