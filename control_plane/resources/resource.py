@@ -10,12 +10,13 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import TYPE_CHECKING
 
-from google.protobuf import any_pb2
+from control_plane.resources.wire import bytes_field, string_field
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
 
-_API = "type.googleapis.com/envoy.config"
+_HOST = "type.googleapis.com/"
+_API = f"{_HOST}envoy.config"
 LISTENER = f"{_API}.listener.v3.Listener"
 ROUTE_CONFIGURATION = f"{_API}.route.v3.RouteConfiguration"
 CLUSTER = f"{_API}.cluster.v3.Cluster"
@@ -38,8 +39,14 @@ class Resource:
 
 def pack(name: str, message: Message, *, model: str = "", requires: frozenset[str] = frozenset()) -> Resource:
     """Serialise a message deterministically. Map fields are sorted by key, so equal content is equal bytes."""
-    wrapped = any_pb2.Any()
-    wrapped.Pack(message, deterministic=True)
-    body = wrapped.SerializeToString(deterministic=True)
+    serialised = message.SerializeToString(deterministic=True)
+    return pack_bytes(_HOST + message.DESCRIPTOR.full_name, name, serialised, model=model, requires=requires)
+
+
+def pack_bytes(
+    type_url: str, name: str, serialised: bytes, *, model: str = "", requires: frozenset[str] = frozenset()
+) -> Resource:
+    """The same for a message that is serialised already."""
+    body = string_field(1, type_url) + bytes_field(2, serialised)
     version = blake2b(body, digest_size=8).hexdigest()
-    return Resource(wrapped.type_url, name, version, body, model, requires)
+    return Resource(type_url, name, version, body, model, requires)

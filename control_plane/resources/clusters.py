@@ -1,0 +1,125 @@
+"""Cluster definitions. Invariant: a cluster's bytes depend on its name, its protocol and the settings, never on
+anything that varies in a model's life; all that varies is in its ClusterLoadAssignment.
+
+So each protocol has one serialised template, and a cluster is the template with its name spliced in: 40,000 clusters
+cost what 40,000 string joins cost. The result is byte for byte what protobuf serialises, which a test holds it to.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from functools import lru_cache
+
+from envoy.config.cluster.v3 import cluster_pb2
+from envoy.config.core.v3 import config_source_pb2
+from envoy.extensions.upstreams.http.v3 import http_protocol_options_pb2
+from google.protobuf.duration_pb2 import Duration
+
+from control_plane.resources.resource import CLUSTER, Resource, pack_bytes
+from control_plane.resources.settings import DataPlaneSettings
+from control_plane.resources.wire import string_field
+
+_HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+_IPPROTO_TCP, _TCP_USER_TIMEOUT = 6, 18
+
+
+class Protocol(Enum):
+    """What an instance is spoken to in."""
+
+    GRPC = "grpc"
+    REST = "rest"
+
+
+def seconds(value: float) -> Duration:
+    """A protobuf duration."""
+    return Duration(seconds=int(value), nanos=round(value % 1 * 1e9))
+
+
+def cluster_message(name: str, protocol: Protocol, settings: DataPlaneSettings) -> cluster_pb2.Cluster:
+    """The definition of one cluster, as a message."""
+    cluster = cluster_pb2.Cluster(
+        name=name, type=cluster_pb2.Cluster.EDS, connect_timeout=seconds(settings.connect_timeout)
+    )
+    eds = cluster.eds_cluster_config.eds_config
+    eds.ads.SetInParent()
+    eds.resource_api_version = config_source_pb2.V3
+    # 0: a cluster without its endpoints stays warming however long they take, so neither a starting Envoy nor a new
+    # model is served before they are there. The control plane answers for every name, so it can't take for ever.
+    eds.initial_fetch_timeout.SetInParent()
+    _balance(cluster, settings)
+    _limit(cluster, settings)
+    _eject(cluster, settings)
+    _notice_dead_peers(cluster, settings)
+    cluster.typed_extension_protocol_options[_HTTP_OPTIONS].Pack(_http_options(protocol, settings), deterministic=True)
+    return cluster
+
+
+def _balance(cluster: cluster_pb2.Cluster, settings: DataPlaneSettings) -> None:
+    # Inference times vary by orders of magnitude, so the instance with fewer requests in flight is the better one; of
+    # two picked at random, because the very best of all would get every request between two updates of the counts.
+    cluster.lb_policy = cluster_pb2.Cluster.LEAST_REQUEST
+    cluster.least_request_lb_config.choice_count.value = 2
+    # Above this share of unhealthy hosts Envoy would use the unhealthy ones too. DRAINING is unhealthy to Envoy, and
+    # what drains is about to be stopped: better UNAVAILABLE, which a client may retry, than an inference cut off.
+    cluster.common_lb_config.healthy_panic_threshold.value = 0
+
+
+def _limit(cluster: cluster_pb2.Cluster, settings: DataPlaneSettings) -> None:
+    thresholds = cluster.circuit_breakers.thresholds.add()
+    thresholds.max_connections.value = settings.max_connections
+    # Requests that wait for a connection: all of them do while the first one is being made.
+    thresholds.max_pending_requests.value = settings.max_requests
+    thresholds.max_requests.value = settings.max_requests
+    thresholds.retry_budget.budget_percent.value = settings.retry_budget_percent
+    thresholds.retry_budget.min_retry_concurrency.value = settings.min_retry_concurrency
+
+
+def _eject(cluster: cluster_pb2.Cluster, settings: DataPlaneSettings) -> None:
+    outliers = cluster.outlier_detection
+    # Ejections are decided per failure; the interval only says how soon an ejected instance is let in again.
+    outliers.interval.CopyFrom(seconds(1))
+    outliers.base_ejection_time.CopyFrom(seconds(settings.ejection_time))
+    outliers.max_ejection_time.CopyFrom(seconds(settings.ejection_time * 6))
+    outliers.max_ejection_percent.value = settings.max_ejection_percent
+    # Connection failures and the server's own answers say different things, and are counted apart.
+    outliers.split_external_local_origin_errors = True
+    outliers.consecutive_local_origin_failure.value = settings.ejection_failures
+    outliers.consecutive_5xx.value = settings.ejection_errors
+
+
+def _notice_dead_peers(cluster: cluster_pb2.Cluster, settings: DataPlaneSettings) -> None:
+    timeout = settings.dead_peer_timeout
+    keepalive = cluster.upstream_connection_options.tcp_keepalive
+    keepalive.keepalive_time.value = max(1, int(timeout / 2))
+    keepalive.keepalive_interval.value = max(1, int(timeout / 6))
+    keepalive.keepalive_probes.value = 3
+    # Keepalive probes an idle connection only; this covers one with unacknowledged data.
+    option = cluster.upstream_bind_config.socket_options.add()
+    option.description = "TCP_USER_TIMEOUT"
+    option.level, option.name, option.int_value = _IPPROTO_TCP, _TCP_USER_TIMEOUT, int(timeout * 1000)
+
+
+def _http_options(protocol: Protocol, settings: DataPlaneSettings) -> http_protocol_options_pb2.HttpProtocolOptions:
+    options = http_protocol_options_pb2.HttpProtocolOptions()
+    if protocol is Protocol.GRPC:
+        http2 = options.explicit_http_config.http2_protocol_options
+        http2.initial_stream_window_size.value = settings.stream_window_bytes
+        http2.initial_connection_window_size.value = settings.connection_window_bytes
+    else:
+        options.explicit_http_config.http_protocol_options.SetInParent()
+        # TF Serving closes an idle REST connection after 30 s (--rest_api_timeout_in_ms); letting go first means that
+        # no request meets the closing.
+        options.common_http_protocol_options.idle_timeout.CopyFrom(seconds(20))
+    return options
+
+
+@lru_cache(maxsize=8)
+def _template(protocol: Protocol, settings: DataPlaneSettings) -> bytes:
+    """A serialised cluster without its name."""
+    return bytes(cluster_message("", protocol, settings).SerializeToString(deterministic=True))
+
+
+def cluster(name: str, protocol: Protocol, settings: DataPlaneSettings, model: str) -> Resource:
+    """One cluster as a resource; its EDS resource has the same name."""
+    # Field 1 of a Cluster is its name, and protobuf writes fields in order of their numbers.
+    return pack_bytes(CLUSTER, name, string_field(1, name) + _template(protocol, settings), model=model)

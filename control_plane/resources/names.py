@@ -1,0 +1,32 @@
+"""Names of clusters. Invariant: distinct (model, version, protocol) give distinct names, and none of them is a name of
+Envoy's own (`@xds`): an `@` or `%` of a model's name is always escaped. envoy/router_common.lua spells names alike.
+"""
+
+from __future__ import annotations
+
+from urllib.parse import quote
+
+GRPC_LISTENER = "grpc"
+REST_LISTENER = "rest"
+GRPC_ROUTER = "model_router_grpc"
+REST_ROUTER = "model_router_rest"
+
+CLUSTER_HEADER = "x-modelplane-cluster"
+"""Request header that the model router sets and the routes read."""
+
+
+def encode_model(name: str) -> str:
+    """A model's name for a cluster's: all but `A-Za-z0-9_.:/+~-` percent-encoded, UTF-8, upper-case hex."""
+    # quote() leaves A-Za-z0-9_.~- as they are by itself.
+    return quote(name, safe="/:+", errors="replace")
+
+
+def grpc_cluster(model: str, version: int | None = None) -> str:
+    """The cluster of one version's gRPC ports, or for None of the version that the fleet serves by default."""
+    encoded = encode_model(model)
+    return encoded if version is None else f"{encoded}@{version}"
+
+
+def rest_cluster(model: str, version: int | None = None) -> str:
+    """The same for REST ports."""
+    return f"@rest/{grpc_cluster(model, version)}"

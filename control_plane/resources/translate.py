@@ -1,0 +1,63 @@
+"""From models to Envoy resources. Invariant: pure functions of their arguments, so every replica makes the same bytes,
+and what belongs to one model depends on that model alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from control_plane.model import Model
+from control_plane.resources.clusters import Protocol, cluster
+from control_plane.resources.endpoints import load_assignment, serialised_endpoints
+from control_plane.resources.listeners import listeners
+from control_plane.resources.names import grpc_cluster, rest_cluster
+from control_plane.resources.resource import Resource
+from control_plane.resources.router import router_configs
+from control_plane.resources.settings import DataPlaneSettings
+
+
+def has_rest(model: Model) -> bool:
+    """Whether REST clusters exist for this model: some instance of it serves REST."""
+    return any(endpoint.rest_port for _, endpoints in model.versions for endpoint in endpoints)
+
+
+def model_resources(model: Model, settings: DataPlaneSettings) -> tuple[Resource, ...]:
+    """Every cluster and load assignment of one model: one pair for requests that name no version, one per version, and
+    the same again for REST where some instance serves it. A version without endpoints has an empty assignment, which
+    Envoy answers as UNAVAILABLE; a version that isn't there at all is NOT_FOUND.
+    """
+    if not model.name:  # TF Serving allows it, but no request can ask for it and Envoy refuses such a cluster
+        return ()
+    resources = _protocol_resources(model, Protocol.GRPC, grpc_cluster, settings)
+    if has_rest(model):
+        resources += _protocol_resources(model, Protocol.REST, rest_cluster, settings)
+    return tuple(resources)
+
+
+def _protocol_resources(
+    model: Model, protocol: Protocol, name_of: Callable[[str, int | None], str], settings: DataPlaneSettings
+) -> list[Resource]:
+    resources: list[Resource] = []
+
+    def add(version: int | None, assignment: bytes) -> None:
+        name = name_of(model.name, version)
+        resources.append(cluster(name, protocol, settings, model.name))
+        resources.append(load_assignment(name, assignment, model.name))
+
+    served = serialised_endpoints((), protocol)
+    for version, endpoints in model.versions:
+        assignment = serialised_endpoints(endpoints, protocol)
+        add(version, assignment)
+        if version == model.served:
+            served = assignment
+    add(None, served)
+    return resources
+
+
+def fleet_resources(pins: Mapping[str, int], settings: DataPlaneSettings) -> tuple[Resource, ...]:
+    """What all models share: the listeners, and the model routers' configuration with its pins (model -> version).
+
+    A router's configuration requires the clusters that its pins name. A REST cluster among them exists only where the
+    model has REST (`has_rest`); one that isn't among the fleet's resources can't be waited for.
+    """
+    return (*listeners(settings), *router_configs(pins))

@@ -1,0 +1,60 @@
+"""A real Envoy for a test."""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+from tests.support.processes import ChildProcess, binary, wait_for_port
+from tests.support.waiting import eventually
+
+
+class Envoy:
+    """One Envoy with the bootstrap given, whose admin interface listens on 127.0.0.1:`admin_port`.
+
+    The constructor waits for the admin interface only; `await ready()` waits until it serves, which with a bootstrap
+    that has no control plane yet is never.
+    """
+
+    def __init__(self, folder: Path, bootstrap: str, admin_port: int, *, name: str = "envoy", workers: int = 1) -> None:
+        self.admin_port = admin_port
+        path = folder / f"{name}.yaml"
+        path.write_text(bootstrap)
+        # No hot restart: it would need a shared-memory id of this Envoy's own.
+        arguments = ("--disable-hot-restart", "--concurrency", str(workers), "--log-level", "warning")
+        self.child = ChildProcess([binary("envoy"), "-c", str(path), *arguments], folder / f"{name}.log")
+        wait_for_port(admin_port, self.child)
+
+    def admin(self, path: str, *, post: bool = False) -> str:
+        """The admin interface's answer, whatever its HTTP status."""
+        url = f"http://127.0.0.1:{self.admin_port}{path}"
+        request = urllib.request.Request(url, method="POST" if post else "GET")
+        try:
+            with urllib.request.urlopen(request, timeout=10) as response:
+                return str(response.read(), "utf-8")
+        except urllib.error.HTTPError as error:
+            return str(error.read(), "utf-8")
+
+    def stats(self, contains: str = "") -> dict[str, int]:
+        """Counters and gauges by name."""
+        rows = json.loads(self.admin(f"/stats?format=json&filter={contains}"))["stats"]
+        return {row["name"]: row["value"] for row in rows if "name" in row}
+
+    def config_dump(self) -> dict[str, Any]:
+        """Everything that this Envoy has been told, endpoints included."""
+        return dict(json.loads(self.admin("/config_dump?include_eds")))
+
+    async def ready(self, timeout: float = 30.0) -> None:
+        """Wait until it has all of its configuration and its listeners are open."""
+
+        def live() -> bool:
+            assert self.child.alive(), self.child.output[-4000:]
+            return self.admin("/ready").strip() == "LIVE"
+
+        await eventually(live, f"Envoy to be ready; its log says:\n{self.child.output[-2000:]}", timeout)
+
+    def close(self) -> None:
+        self.child.stop()
