@@ -38,8 +38,10 @@ class _Help(argparse.RawDescriptionHelpFormatter):
 class Settings:
     """The configurations that a command was started with, by their types."""
 
-    def __init__(self, values: Mapping[type, Any]) -> None:
+    def __init__(self, values: Mapping[type, Any], file: str = "") -> None:
         self._values = values
+        self.file = file
+        """The path of the file of --config; empty if there is none."""
 
     def __getitem__(self, config: type[Config]) -> Config:
         return cast("Config", self._values[config])
@@ -92,7 +94,7 @@ class CommandLine:
         file = flags.pop("config", None) or environment.get("MODELPLANE_CONFIG", "")
         document = self._document(Path(file)) if file else {}
         sources = Sources(flags, environment, document, file)
-        return Settings({config: build(config, sources) for config in self.configs})
+        return Settings({config: build(config, sources) for config in self.configs}, file)
 
     def _document(self, file: Path) -> Mapping[str, Any]:
         try:
@@ -141,13 +143,13 @@ def _add(group: argparse._ActionsContainer, option: Option) -> None:
 def _default_text(option: Option) -> str:
     if option.required:
         return "required; "
-    default = option.default
+    default, repeatable = option.default, "repeatable; " if option.many else ""
     if default is None or default in ("", ()):
-        return ""
+        return repeatable
     if isinstance(default, bool):
         default = "on" if default else "off"
     elif isinstance(default, tuple):
         default = (option.separator or " ").join(map(str, default))
     elif isinstance(default, float):
         default = f"{default:g}"
-    return f"default {default}; " + ("repeatable; " if option.many else "")
+    return f"default {default}; {repeatable}"

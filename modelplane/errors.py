@@ -40,9 +40,23 @@ def _leaves(error: BaseException) -> Iterator[BaseException]:
         yield error
 
 
+def _raised_by_services() -> tuple[type[Exception], ...]:
+    # Imported only now: a command that goes well never pays for them.
+    from monitor.errors import MonitorError
+    from registry.etcd.errors import EtcdError
+
+    return MonitorError, EtcdError
+
+
 def _one(error: BaseException) -> UserError | None:
     if isinstance(error, UserError):
         return error
+    if isinstance(error, _raised_by_services()):
+        mistake = UserError(str(error))
+        mistake.exit_code = getattr(error, "exit_code", FAILURE)
+        return mistake
+    if isinstance(error, OSError) and type(error).__module__ != "builtins":
+        return UserError(str(error))  # a service's own type, whose message says it all
     if isinstance(error, OSError) and error.errno in (errno.EADDRINUSE, errno.EACCES, errno.EADDRNOTAVAIL):
         return UserError(
             str(error.strerror or error) if error.filename is None else f"{error.filename}: {error.strerror}"

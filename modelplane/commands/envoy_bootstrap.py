@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from control_plane.envoy_files import render_bootstrap
 from modelplane.commandline import CommandLine
+from modelplane.errors import OptionError
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +18,10 @@ class BootstrapConfig:
     xds: tuple[str, ...] = field(
         default=("127.0.0.1:18000",),
         metadata={"help": "the control planes, any of which will do", "metavar": "HOST:PORT"},
+    )
+    node_id: str = field(
+        default="modelplane-envoy",
+        metadata={"help": "the name of this Envoy, its own, so that a control plane can tell which", "metavar": "NAME"},
     )
     admin: str = field(
         default="127.0.0.1:9901",
@@ -37,5 +42,9 @@ def command_line() -> CommandLine:
 def run(argv: Sequence[str]) -> int:
     """Print the file."""
     config = command_line().parse(argv)[BootstrapConfig]
-    sys.stdout.write(render_bootstrap(xds=config.xds, admin=config.admin))
+    try:
+        text = render_bootstrap(config.xds, admin=config.admin, node_id=config.node_id)
+    except ValueError as error:
+        raise OptionError(str(error)) from None
+    sys.stdout.write(text)
     return 0

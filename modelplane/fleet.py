@@ -1,0 +1,172 @@
+"""The fleet as the registry tells it, for people. Pure: registry updates in, an immutable picture out.
+
+Invariant: which version is served is decided by the control plane's own catalog, so the table can't tell another story
+than the routing does.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from control_plane.catalog import Catalog
+from control_plane.model import Health, Model
+from registry.follow import Changes, Connection, Snapshot, Update
+from registry.keys import InstanceKey, Keyspace, PlaneKey
+from registry.records import (
+    InstanceRecord,
+    PlaneRecord,
+    Proof,
+    RecordError,
+    Servable,
+    ServableState,
+    decode_instance,
+    decode_plane,
+)
+
+
+class State(StrEnum):
+    """One version of one model on one instance, in a person's words."""
+
+    READY = "ready"
+    LOADING = "loading"
+    PROVING = "being tried"
+    DRAINING = "draining"
+    SUSPECT = "lease lost"
+    UNLOADING = "unloading"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """What one instance says of one version; `reason` tells why it isn't ready, where there is one."""
+
+    state: State
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """One version of one model across the fleet; `served`: requests that name no version get it."""
+
+    model: str
+    version: int
+    served: bool
+    holdings: Mapping[str, Holding]
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """The fleet at `revision`; versions by model, newest first."""
+
+    revision: int = 0
+    connected: bool = False
+    versions: tuple[Version, ...] = ()
+    instances: Mapping[str, InstanceRecord] = field(default_factory=dict)
+    planes: Mapping[str, PlaneRecord] = field(default_factory=dict)
+
+    @property
+    def converged(self) -> bool:
+        """Whether some Envoy is connected and all of them have been brought to `revision`."""
+        planes = self.planes.values()
+        return any(plane.envoys for plane in planes) and all(
+            plane.converged_revision >= self.revision for plane in planes
+        )
+
+    def holdings(self, instance: str, model: str) -> list[Holding]:
+        """What an instance says of a model, all versions."""
+        return [row.holdings[instance] for row in self.versions if row.model == model and instance in row.holdings]
+
+
+class Fleet:
+    """Takes the registry's updates in, in order."""
+
+    def __init__(self, keyspace: Keyspace) -> None:
+        self._keyspace = keyspace
+        self._catalog = Catalog(keyspace)
+        self._instances: dict[str, InstanceRecord] = {}
+        self._planes: dict[str, PlaneRecord] = {}
+        self._connected = False
+
+    def apply(self, update: Update, now: float) -> None:
+        """Take one update in; `now` is monotonic seconds."""
+        self._catalog.apply(update, now)
+        match update:
+            case Connection(connected=connected):
+                self._connected = connected
+            case Snapshot(entries=entries):
+                self._connected = True
+                self._take(entries)
+            case Changes(puts=puts, deletes=deletes):
+                self._connected = True
+                for raw in deletes:
+                    self._drop(raw)
+                self._take(puts)
+
+    def picture(self) -> Picture:
+        """The fleet now."""
+        return Picture(
+            revision=self._catalog.revision,
+            connected=self._connected,
+            versions=_versions(self._catalog.models, self._instances),
+            instances=dict(sorted(self._instances.items())),
+            planes=dict(self._planes),
+        )
+
+    def _take(self, entries: Mapping[str, bytes]) -> None:
+        for raw, value in entries.items():
+            try:
+                match self._keyspace.parse(raw):
+                    case InstanceKey(instance):
+                        self._instances[instance] = decode_instance(value)
+                    case PlaneKey(replica):
+                        self._planes[replica] = decode_plane(value)
+            except RecordError:
+                # Somebody wrote nonsense; the last good record is the better thing to show.
+                continue
+
+    def _drop(self, raw: str) -> None:
+        match self._keyspace.parse(raw):
+            case InstanceKey(instance):
+                self._instances.pop(instance, None)
+            case PlaneKey(replica):
+                self._planes.pop(replica, None)
+
+
+_HEALTH = {Health.READY: State.READY, Health.DRAINING: State.DRAINING, Health.SUSPECT: State.SUSPECT}
+
+
+def _versions(models: Mapping[str, Model], instances: Mapping[str, InstanceRecord]) -> tuple[Version, ...]:
+    rows: defaultdict[tuple[str, int], dict[str, Holding]] = defaultdict(dict)
+    for instance, record in instances.items():
+        for servable in record.servables:
+            holding = _holding(servable)
+            if holding is not None:
+                rows[servable.model, servable.version][instance] = holding
+    for model in models.values():
+        for version, endpoints in model.versions:
+            for endpoint in endpoints:
+                # The readiness key is what routing goes by, so it has the last word.
+                rows[model.name, version][endpoint.instance] = Holding(_HEALTH[endpoint.health])
+    ordered = sorted(rows.items(), key=lambda row: (row[0][0], -row[0][1]))
+    return tuple(
+        Version(name, version, name in models and models[name].served == version, dict(sorted(holdings.items())))
+        for (name, version), holdings in ordered
+    )
+
+
+def _holding(servable: Servable) -> Holding | None:
+    match servable.state:
+        case ServableState.START | ServableState.LOADING:
+            return Holding(State.LOADING, servable.error)
+        case ServableState.UNLOADING:
+            return Holding(State.UNLOADING)
+        case ServableState.END:
+            # Without an error it was unloaded because nobody wants it any more: nothing to tell.
+            return Holding(State.FAILED, servable.error) if servable.error else None
+        case ServableState.AVAILABLE if servable.proof is Proof.FAILED:
+            return Holding(State.FAILED, servable.proof_detail or "it doesn't answer a Predict")
+        case _:
+            return Holding(State.PROVING, servable.proof_detail)

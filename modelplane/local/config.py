@@ -1,0 +1,93 @@
+"""What `modelplane up` is told."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from registry.keys import DEFAULT_PREFIX
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """TCP ports of the stack; 0 is any free one."""
+
+    grpc: int = field(
+        default=8500, metadata={"flag": "--grpc-port", "metavar": "PORT", "help": "Envoy: gRPC clients connect here"}
+    )
+    rest: int = field(
+        default=8501, metadata={"flag": "--rest-port", "metavar": "PORT", "help": "Envoy: REST clients connect here"}
+    )
+    admin: int = field(default=9901, metadata={"flag": "--admin-port", "metavar": "PORT", "help": "Envoy: admin pages"})
+    xds: int = field(
+        default=18000, metadata={"flag": "--xds-port", "metavar": "PORT", "help": "control plane: Envoy connects here"}
+    )
+    http: int = field(
+        default=18080, metadata={"flag": "--http-port", "metavar": "PORT", "help": "control plane: health and metrics"}
+    )
+    etcd: int = field(
+        default=2379, metadata={"flag": "--etcd-port", "metavar": "PORT", "help": "etcd, if `up` starts it"}
+    )
+
+    def __post_init__(self) -> None:
+        for name in self.__slots__:
+            number = getattr(self, name)
+            if not 0 <= number <= 65535:
+                raise ValueError(f"--{name}-port: {number} is no TCP port; give 1 to 65535, or 0 for any free one")
+
+
+@dataclass(frozen=True, slots=True)
+class UpConfig:
+    """The local stack."""
+
+    model: tuple[str, ...] = field(
+        default=(),
+        metadata={
+            "metavar": "NAME=PATH",
+            "separator": None,
+            "help": "serve this model instead of the examples; PATH holds version folders: PATH/1/saved_model.pb",
+        },
+    )
+    instances: int = field(default=2, metadata={"metavar": "N", "help": "model servers, each with a monitor"})
+    server: str = field(
+        default="auto",
+        metadata={
+            "choices": ("auto", "tensorflow", "stand-in"),
+            "help": "tensorflow: tensorflow_model_server from PATH; stand-in: `modelplane model-server`; auto: the "
+            "first where there is one",
+        },
+    )
+    state: Path = field(
+        default=Path(".modelplane"),
+        metadata={"metavar": "FOLDER", "help": "the one folder with all state: logs, etcd's data, example models"},
+    )
+    keep: bool = field(default=False, metadata={"help": "keep etcd's data of the last run"})
+    client: bool = field(default=True, metadata={"help": "run the example client once when the examples are served"})
+    listen: str = field(
+        default="127.0.0.1",
+        metadata={
+            "metavar": "IP",
+            "help": "where clients reach gRPC and REST; everything else stays on 127.0.0.1. There is no authentication",
+        },
+    )
+    etcd: str | None = field(
+        default=None,
+        metadata={"metavar": "HOST:PORT", "help": "use this etcd, which runs already, instead of starting one"},
+    )
+    prefix: str = field(
+        default=DEFAULT_PREFIX, metadata={"metavar": "PREFIX", "help": "prefix of the fleet's keys in etcd"}
+    )
+    ports: Ports = field(default_factory=Ports, metadata={"help": "ports (0: any free one)"})
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.instances <= 64:
+            raise ValueError(f"--instances: {self.instances} is not between 1 and 64")
+        try:
+            ipaddress.ip_address(self.listen)
+        except ValueError:
+            raise ValueError(f"--listen: {self.listen!r} is no IP address; 0.0.0.0 is every interface") from None
+        if self.etcd is not None:
+            host, _, port = self.etcd.rpartition(":")
+            if not host or not port.isdigit():
+                raise ValueError(f"--etcd: {self.etcd!r} is not HOST:PORT, for example 127.0.0.1:2379")
