@@ -75,6 +75,8 @@ class _Model:
     listed: bool = True
     """False: no longer in the server's flags or file, and watched on until the server itself has let go of it."""
     versions: dict[int, _Version] = field(default_factory=dict)
+    answer: tuple[VersionStatus, ...] | None = None
+    """The latest answer that was taken in, to see quickly that the next one says nothing new."""
     failures: int = 0
     trouble: str = ""
     seen_several: bool = False
@@ -108,6 +110,8 @@ class MonitorCore:
         self._failing_since = 0.0
         self._cut_off = False
         self._incarnations = 0
+        self.touched = True
+        """Something may have changed: `changes` and `due` are worth a call. They are not after most polls."""
         self._dirty: set[str] = set()
         self._dropped: set[ReadyKey] = set()
         self._published: InstanceRecord | None = None
@@ -127,6 +131,7 @@ class MonitorCore:
     def set_models(self, models: Iterable[WatchedModel]) -> None:
         """The server's flags or config file name these models now. One that is gone from the list is watched on until
         the server has unloaded it: the file says what is wanted, the server says what is."""
+        self.touched = True
         wanted = {model.name: model for model in models}
         for name, watched in wanted.items():
             known = self._models.setdefault(name, _Model(watched))
@@ -139,15 +144,18 @@ class MonitorCore:
 
     def notice(self, text: str) -> None:
         """Something to say of the instance that is no model's fault, such as a broken config file; empty: all well."""
-        self._notice = text
+        self._notice, self.touched = text, True
 
-    def status(self, name: str, versions: Iterable[VersionStatus], now: float) -> None:
+    def status(self, name: str, versions: tuple[VersionStatus, ...], now: float) -> None:
         """The server answered GetModelStatus; no versions: it does not know the model."""
         self._reached(now)
         model = self._models.get(name)
         if model is None:
             return
         model.failures = 0
+        if versions == model.answer:
+            return
+        self.touched, model.answer = True, versions
         listed = {status.version: status for status in versions}
         model.trouble = "" if listed else "the server knows no version of it"
         for version in model.versions.keys() - listed.keys():
@@ -186,7 +194,7 @@ class MonitorCore:
         version = model.versions.get(probe.version) if model else None
         if model is None or version is None or version.incarnation != probe.incarnation:
             return
-        version.probing = False
+        self.touched, version.probing = True, False
         if version.state is not ServableState.AVAILABLE or self.draining:
             return
         good = outcome.proof is not Proof.FAILED
@@ -211,6 +219,7 @@ class MonitorCore:
         """No new requests from now on: every READY key becomes DRAINING, the rest goes. False: nothing was READY."""
         self._draining, self._state, self._trouble = True, InstanceState.DRAINING, ""
         self._dirty.update(self._models)
+        self.touched = True
         return any(version.ready for model in self._models.values() for version in model.versions.values())
 
     # --- decisions ----------------------------------------------------------------------------------------------
@@ -240,6 +249,7 @@ class MonitorCore:
     def changes(self) -> Mapping[Key, ReadyRecord | InstanceRecord | None]:
         """What has changed since the last call, for one transaction; None: the key goes. All of it together is what
         the instance's keys shall be."""
+        self.touched = False
         changes: dict[Key, ReadyRecord | InstanceRecord | None] = dict.fromkeys(sorted(self._dropped, key=str))
         self._dropped.clear()
         for name in sorted(self._dirty & self._models.keys()):
@@ -282,8 +292,9 @@ class MonitorCore:
     def _reached(self, now: float) -> None:
         if not self._draining and self._state in (InstanceState.STARTING, InstanceState.UNREACHABLE):
             log.info("instance %s: the server answers", self.instance)
-            self._state, self._trouble = InstanceState.SERVING, ""
+            self._state, self._trouble, self.touched = InstanceState.SERVING, "", True
         if self._cut_off:
+            self.touched = True
             for model in self._models.values():
                 for version in model.versions.values():
                     if version.ready:
@@ -299,6 +310,7 @@ class MonitorCore:
                 log.warning("model %s on %s: its status can't be read: %s", name, self.instance, detail)
             model.trouble = f"its status can't be read: {detail}"
             model.versions.clear()
+            model.answer, self.touched = None, True
             self._dirty.add(name)
 
     def _lose(self, reason: str) -> None:
@@ -307,10 +319,10 @@ class MonitorCore:
         else:
             log.warning("instance %s: the server is unreachable: %s", self.instance, reason)
             self._state = InstanceState.UNREACHABLE
-        self._trouble = reason
+        self._trouble, self.touched = reason, True
         for name, model in list(self._models.items()):
             model.versions.clear()
-            model.failures, model.trouble = 0, ""
+            model.answer, model.failures, model.trouble = None, 0, ""
             self._dirty.add(name)
             self._forget_if_gone(name, model)
 

@@ -1,0 +1,80 @@
+"""The server's own model config file, and its change over time.
+
+Invariant: `ModelConfigFile.models` is the last list that could be read; a file that breaks later changes `trouble`
+only, as TensorFlow Serving itself keeps its old configuration then.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from google.protobuf import text_format
+
+from monitor.errors import MonitorError
+from monitor.pb import tfs_pb2 as tfs
+from monitor.servables import WatchedModel
+
+
+def parse_model_config(text: str) -> tuple[WatchedModel, ...]:
+    """The models of a ModelServerConfig in protobuf's text format. Raises ValueError that says line and column.
+
+    Fields that this copy of the schema lacks are passed over: the server is newer, and it is the judge of its file.
+    """
+    config = tfs.ModelServerConfig()
+    try:
+        text_format.Parse(text, config, allow_unknown_field=True)
+    except text_format.ParseError as error:
+        raise ValueError(f"not a ModelServerConfig: {error}") from error
+    if config.HasField("custom_model_config"):
+        raise ValueError("a custom_model_config names no models; name them with --model")
+    return tuple(
+        WatchedModel(model.name, model.base_path, _several(model.model_version_policy))
+        for model in config.model_config_list.config
+    )
+
+
+def _several(policy: tfs.FileSystemStoragePathSourceConfig.ServableVersionPolicy) -> bool:
+    # file_system_storage_path_source.cc: no policy is the latest version; `latest {}` and `num_versions: 0` are 1.
+    match policy.WhichOneof("policy_choice"):
+        case "all":
+            return True
+        case "specific":
+            return len(set(policy.specific.versions)) > 1
+        case _:
+            return policy.latest.num_versions > 1
+
+
+class ModelConfigFile:
+    """A config file that is looked at now and then. Reading is blocking: call it in a thread."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.models: tuple[WatchedModel, ...] = ()
+        self.trouble = ""
+        self._seen: tuple[int, int, int] | None = None
+
+    def load(self) -> None:
+        """Read it for the first time. Raises MonitorError: a file that is wrong from the start is a user's mistake."""
+        self.refresh()
+        if self.trouble:
+            raise MonitorError(self.trouble)
+
+    def refresh(self) -> bool:
+        """Read it again if it has changed; whether `models` or `trouble` did."""
+        before = self.models, self.trouble
+        try:
+            status = self.path.stat()
+            seen = (status.st_ino, status.st_size, status.st_mtime_ns)
+            if seen != self._seen:
+                text = self.path.read_text()
+                self._seen = seen
+                # TensorFlow Serving takes an empty file for an error too, and a list without models for none.
+                if not text:
+                    raise ValueError("it is empty")
+                self.models, self.trouble = parse_model_config(text), ""
+        except OSError as error:
+            self._seen = None
+            self.trouble = f"model config file {self.path}: {error.strerror or error}"
+        except ValueError as error:
+            self.trouble = f"model config file {self.path}: {error}"
+        return (self.models, self.trouble) != before

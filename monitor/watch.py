@@ -1,0 +1,144 @@
+"""Brings a MonitorCore together with the world: polls and probes the server, follows its config file, and hands what
+the core decides to the registry. Invariant: what the core has decided is handed over in the event loop's next round,
+all of one round in one transaction."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable
+
+from monitor.client import ServerClient
+from monitor.config import MonitorConfig
+from monitor.core import MonitorCore
+from monitor.model_config import ModelConfigFile
+from monitor.poller import StatusPoller
+from monitor.prove import prove
+from monitor.servables import Probe, WatchedModel
+from registry.keys import Keyspace
+from registry.leased import LeasedKeys
+from registry.records import InstanceRecord, encode_instance, encode_ready
+
+log = logging.getLogger(__name__)
+
+CONFIG_FILE_INTERVAL = 1.0
+MOST_PROBES = 32
+"""At once: a thousand models that become AVAILABLE together shall not flood the server, and a few that hang in their
+Predict shall not hold up the rest."""
+
+
+class Watch:
+    """Runs inside the caller's task group from construction until `stop`."""
+
+    def __init__(
+        self,
+        core: MonitorCore,
+        client: ServerClient,
+        leased: LeasedKeys,
+        config: MonitorConfig,
+        models: tuple[WatchedModel, ...],
+        file: ModelConfigFile | None,
+        group: asyncio.TaskGroup,
+    ) -> None:
+        self._core = core
+        self._client = client
+        self._leased = leased
+        self._config = config
+        self._models = models
+        self._file = file
+        self._group = group
+        self._keyspace = Keyspace(config.prefix)
+        self._scheduled = False
+        self._probe_soon = asyncio.Event()
+        self._probe_slots = asyncio.Semaphore(MOST_PROBES)
+        self._polled: frozenset[str] | None = None
+        self._poller = StatusPoller(
+            client,
+            core,
+            self.publish_soon,
+            group,
+            interval=config.poll_interval,
+            rate=config.poll_rate,
+            deadline=config.poll_deadline,
+        )
+        self._tasks = [group.create_task(self._schedule_probes(), name="probes")]
+        if file is not None:
+            self._tasks.append(group.create_task(self._follow_file(file), name="model config file"))
+        self._probes: set[asyncio.Task[None]] = set()
+        self._take_models()
+
+    def stop(self) -> None:
+        """No more calls to the server."""
+        self._poller.stop()
+        for task in (*self._tasks, *self._probes):
+            task.cancel()
+
+    def publish_soon(self) -> None:
+        """Hand the core's decisions over once the observations of this moment are all in."""
+        if self._core.touched and not self._scheduled:
+            self._scheduled = True
+            asyncio.get_running_loop().call_soon(self.publish)
+
+    def publish(self) -> None:
+        """Hand the core's decisions over now."""
+        self._scheduled = False
+        changes: dict[str, bytes | None] = {}
+        for key, record in self._core.changes().items():
+            match record:
+                case None:
+                    changes[self._keyspace.make(key)] = None
+                case InstanceRecord():
+                    changes[self._keyspace.make(key)] = encode_instance(record)
+                case _:
+                    changes[self._keyspace.make(key)] = encode_ready(record)
+        if changes:
+            self._leased.set(changes)
+        self._probe_soon.set()
+        self._poll(model.name for model in self._core.models)
+
+    def _poll(self, names: Iterable[str]) -> None:
+        polled = frozenset(names)
+        if polled != self._polled:
+            self._polled = polled
+            self._poller.watch(polled)
+
+    def _take_models(self) -> None:
+        named = {model.name: model for model in self._models}
+        if self._file is not None:
+            for model in self._file.models:
+                # The server's own file knows the policy; a --model may know the path where the file's is remote.
+                named[model.name] = model
+            self._core.notice(self._file.trouble)
+        self._core.set_models(named.values())
+        self.publish_soon()
+
+    async def _follow_file(self, file: ModelConfigFile) -> None:
+        while True:
+            await asyncio.sleep(CONFIG_FILE_INTERVAL)
+            if await asyncio.to_thread(file.refresh):
+                if file.trouble:
+                    log.error("%s; going on with the last good list", file.trouble)
+                else:
+                    log.info("%s names %s", file.path, ", ".join(model.name for model in file.models) or "no model")
+                self._take_models()
+
+    async def _schedule_probes(self) -> None:
+        clock = asyncio.get_running_loop().time
+        while True:
+            self._probe_soon.clear()
+            for probe in self._core.due(clock()):
+                task = self._group.create_task(self._probe(probe), name=f"probe of {probe.model.name} {probe.version}")
+                self._probes.add(task)
+                task.add_done_callback(self._probes.discard)
+            due = self._core.next_due()
+            try:
+                async with asyncio.timeout_at(due):
+                    await self._probe_soon.wait()
+            except TimeoutError:
+                continue
+
+    async def _probe(self, probe: Probe) -> None:
+        async with self._probe_slots:
+            outcome = await prove(self._client, probe, self._config.probe_deadline)
+        self._core.probed(probe, outcome, asyncio.get_running_loop().time())
+        self.publish_soon()
