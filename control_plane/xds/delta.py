@@ -183,7 +183,7 @@ class DeltaStream:
         if entry is None:
             # "Knowing When a Requested Resource Does Not Exist" (delta): named ones are answered as removed.
             since = BEGINNING if claimed is not None else self._table.moment
-            self._mark(subscription, name, claimed, since, now, forced=name in subscription.names)
+            self._mark(subscription, name, claimed, since, now, forced=claimed is None)
         elif claimed is None:
             self._mark(subscription, name, None, entry.created, now)
         elif claimed != entry.resource.version:

@@ -108,8 +108,10 @@ class Sender:
         elif subscription.type_url == CLUSTER_LOAD_ASSIGNMENT:
             clusters = self._subscriptions.get(CLUSTER)
             for name in subscription.removals:
-                # Endpoints go after their cluster. Sent is enough: the stream is in order.
-                if clusters is None or name not in clusters.removals or self._overdue(subscription, name, now):
+                # Endpoints go after their cluster; sent is enough, the stream is in order. But who asks is answered.
+                held_back = clusters is not None and name in clusters.removals
+                asked_for = subscription.items[name].forced
+                if not held_back or asked_for or self._overdue(subscription, name, now):
                     yield name
         else:
             yield from subscription.removals

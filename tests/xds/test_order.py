@@ -1,0 +1,212 @@
+"""Conversations about order: what waits for what on one stream, and for how long at most."""
+
+from __future__ import annotations
+
+from control_plane.xds.events import HeldTooLong
+from tests.xds.client import CDS, ECDS, EDS, LDS, Talk, cluster, endpoints, envoy_like, listener, names, router
+
+A, B, C = cluster("a"), cluster("b"), cluster("c")
+EA, EB, EC = endpoints("a", 1), endpoints("b", 2), endpoints("c", 3)
+
+
+def kinds(responses):
+    return [response.type_url for response in responses]
+
+
+def test_a_changed_cluster_takes_its_endpoints_with_it():
+    talk = envoy_like(A, EA)
+    first, second = talk.change(cluster("a", 2))
+    assert kinds([first, second]) == [CDS, EDS]
+    assert names(second) == ["a"]
+
+
+def test_endpoints_of_a_new_cluster_are_sent_when_asked_for():
+    talk = envoy_like(A, EA)
+    (response,) = talk.change(B, EB)
+    assert (response.type_url, names(response)) == (CDS, ["b"])
+    (response,) = talk.ask(EDS, ["b"])
+    assert (response.type_url, names(response)) == (EDS, ["b"])
+
+
+def test_clusters_are_not_held_back_by_a_cluster_that_warms():
+    talk = envoy_like(A, EA)
+    talk.change(B, EB)
+    (response,) = talk.change(C, EC)
+    assert (response.type_url, names(response)) == (CDS, ["c"])
+
+
+def test_many_clusters_without_an_ack_are_paced_not_stopped():
+    talk = envoy_like(A, EA)
+    sent = 0
+    for number in range(100):
+        sent += len(talk.change(cluster(f"m{number}"), endpoints(f"m{number}", 1)))
+        talk.now += 0.005
+    assert 8 <= sent <= 20
+    last = talk.wait(0.2)[-1]
+    assert "m99" in names(last)
+
+
+def test_a_router_waits_for_the_endpoints_of_the_clusters_that_it_requires():
+    talk = envoy_like(A, EA, router("a"))
+    (clusters,) = talk.change(B, EB, router("a", "b", version=2))
+    assert clusters.type_url == CDS
+    (endpoint,) = talk.ask(EDS, ["b"])
+    assert talk.ack(clusters) == [], "not even a CDS ACK lets it go"
+    (policy,) = talk.ack(endpoint)
+    assert (policy.type_url, names(policy)) == (ECDS, ["router"])
+    assert talk.converged == 1
+    talk.ack_all()
+    assert talk.converged == talk.revision
+
+
+def test_a_router_waits_for_a_change_of_endpoints_at_the_same_revision():
+    talk = envoy_like(A, EA, router("a"))
+    (endpoint,) = talk.change(endpoints("a", 5), router("a", version=2))
+    (policy,) = talk.ack(endpoint)
+    assert policy.type_url == ECDS
+
+
+def test_a_router_does_not_wait_for_what_it_does_not_require():
+    talk = envoy_like(A, EA, router("a"))
+    talk.change(B, EB)
+    (policy,) = talk.change(router("a", version=2))
+    assert policy.type_url == ECDS
+
+
+def test_a_stream_of_new_requirements_does_not_starve_the_router():
+    talk = envoy_like(A, EA, router("a"))
+    required = ["a"]
+    held = 0
+    for number in range(30):
+        name = f"m{number}"
+        required.append(name)
+        talk.change(cluster(name), endpoints(name, 1), router(*required, version=number + 2))
+        for response in list(talk.sent):
+            if response.type_url != CDS:
+                talk.ack(response)
+        # One round late: while this one's endpoints are on their way, the next is already there.
+        if number:
+            talk.ask(EDS, [f"m{number - 1}"])
+        talk.wait(0.1)
+        held += sum(response.type_url == ECDS for response in talk.sent)
+    assert held > 10
+
+
+def test_a_router_goes_out_at_its_deadline_and_the_next_one_does_not_wait_for_the_same():
+    talk = envoy_like(A, EA, router("a"))
+    talk.change(B, EB, router("a", "b", version=2))
+    assert talk.stream.next_deadline() == talk.now + 10
+    (policy,) = talk.wait(10)
+    assert policy.type_url == ECDS
+    (event,) = talk.stream.events()
+    assert event == HeldTooLong("", ECDS, ("router",), ("b",))
+    talk.ack(policy)
+    (policy,) = talk.change(router("a", "b", version=3))
+    assert policy.type_url == ECDS
+
+
+def test_a_refused_cluster_holds_the_router_for_as_long_as_envoy_takes_to_ask_for_endpoints():
+    talk = envoy_like(A, EA, router("a"))
+    (clusters,) = talk.change(B, EB, C, EC, router("a", "b", "c", version=2))
+    talk.ask(EDS, ["c"])
+    talk.nack(clusters, "b is bad")
+    talk.ack_all()
+    assert not talk.sent
+    (policy,) = talk.wait(1)
+    assert policy.type_url == ECDS
+    assert not [event for event in talk.stream.events() if isinstance(event, HeldTooLong)]
+
+
+def test_a_listener_waits_at_the_start_for_everything_before_it():
+    talk = Talk.about(A, B, EA, EB, listener())
+    (clusters,) = talk.ask(CDS)
+    assert talk.ask(LDS) == []
+    (endpoint,) = talk.ask(EDS, ["a"])
+    talk.ack(endpoint)
+    (endpoint,) = talk.ask(EDS, ["b"])
+    (last,) = talk.ack(endpoint)
+    assert last.type_url == LDS
+    talk.ack(clusters)
+
+
+def test_a_listener_is_not_held_for_a_client_without_clusters():
+    talk = Talk.about(A, EA, listener())
+    (response,) = talk.ask(LDS, ["grpc"])
+    assert names(response) == ["grpc"]
+
+
+def test_a_listener_waits_its_deadline_for_a_client_that_never_asks_for_endpoints():
+    talk = Talk.about(A, EA, listener())
+    talk.ask(CDS)
+    talk.ack_all()
+    assert talk.ask(LDS) == []
+    (response,) = talk.wait(10)
+    assert response.type_url == LDS
+
+
+def test_a_cluster_is_removed_after_the_router_that_names_it():
+    talk = envoy_like(A, B, EA, EB, router("a", "b"))
+    (policy,) = talk.change(router("a", version=2), removes=[(CDS, "b"), (EDS, "b")])
+    assert policy.type_url == ECDS
+    assert talk.converged == 1
+    first, second = talk.ack(policy)
+    assert (first.type_url, list(first.removed_resources)) == (CDS, ["b"])
+    assert (second.type_url, list(second.removed_resources)) == (EDS, ["b"])
+    talk.ack_all()
+    assert talk.converged == talk.revision
+
+
+def test_a_refused_router_holds_the_removal_to_its_deadline():
+    talk = envoy_like(A, B, EA, EB, router("a", "b"))
+    (policy,) = talk.change(router("a", version=2), removes=[(CDS, "b"), (EDS, "b")])
+    assert talk.nack(policy) == []
+    assert talk.stream.next_deadline() == talk.now + 10
+    first, second = talk.wait(10)
+    assert kinds([first, second]) == [CDS, EDS]
+    assert any(isinstance(event, HeldTooLong) and event.names == ("b",) for event in talk.stream.events())
+
+
+def test_a_cluster_without_a_router_is_removed_at_once():
+    talk = envoy_like(A, B, EA, EB, router("a"))
+    first, second = talk.change(removes=[(CDS, "b"), (EDS, "b")])
+    assert kinds([first, second]) == [CDS, EDS]
+
+
+def test_a_removal_that_is_taken_back_is_never_sent():
+    talk = envoy_like(A, B, EA, EB, router("a", "b"))
+    (policy,) = talk.change(router("a", version=2), removes=[(CDS, "b"), (EDS, "b")])
+    talk.change(B, EB)
+    assert talk.ack(policy) == []
+    assert talk.converged == talk.revision
+
+
+def test_after_a_reconnect_nothing_is_removed_before_the_router_is_known_and_new():
+    old = router("a", "gone")
+    talk = Talk.about(A, EA, router("a", version=2))
+    assert talk.ask(CDS, claimed={"a": A.version, "gone": "1"}) == []
+    assert talk.ask(EDS, ["a", "gone"], claimed={"a": EA.version})[0].removed_resources == ["gone"]
+    talk.ack_all()
+    (policy,) = talk.ask(ECDS, ["router"], claimed={"router": old.version})
+    assert policy.type_url == ECDS
+    (removal,) = talk.ack(policy)
+    assert (removal.type_url, list(removal.removed_resources)) == (CDS, ["gone"])
+
+
+def test_after_a_reconnect_a_router_waits_for_old_endpoints_to_be_renewed():
+    talk = Talk.about(A, EA, router("a", version=2))
+    talk.ask(CDS, claimed={"a": A.version})
+    assert talk.ask(ECDS, ["router"], claimed={"router": "old"}) == []
+    (endpoint,) = talk.ask(EDS, ["a"], claimed={"a": "old"})
+    (policy,) = talk.ack(endpoint)
+    assert policy.type_url == ECDS
+
+
+def test_endpoints_sent_before_the_cluster_changed_again_do_not_count():
+    talk = envoy_like(A, EA, router("a"))
+    (endpoint,) = talk.change(endpoints("a", 7))
+    (changed,) = talk.change(cluster("a", 2), router("a", version=2))
+    assert changed.type_url == CDS
+    (again,) = talk.ack(endpoint)
+    assert again.type_url == EDS, "that ACK was for the old cluster's endpoints"
+    (policy,) = talk.ack(again)
+    assert policy.type_url == ECDS

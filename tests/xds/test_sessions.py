@@ -1,0 +1,225 @@
+"""Random sessions against a model of a client: whatever the order of changes, answers, refusals and reconnects."""
+
+from __future__ import annotations
+
+import hypothesis.strategies as st
+from hypothesis import HealthCheck, settings
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from control_plane.xds.delta import DeltaStream
+from control_plane.xds.table import ResourceTable
+from tests.xds.client import CDS, ECDS, EDS, LDS, Response, cluster, endpoints, listener, request, router
+
+MODELS = ("a", "b", "c", "d")
+FIXED = {LDS: ["grpc"], ECDS: ["router"]}
+
+
+class Session(RuleBasedStateMachine):
+    """One client that behaves as Envoy does: it applies responses in order, asks for the EDS of clusters that it has,
+    answers late, and withholds CDS answers while a cluster warms. It never waits for a deadline: the clock stands."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = ResourceTable()
+        self.models: dict[str, tuple[int, int]] = {}
+        self.pinned: frozenset[str] = frozenset()
+        self.revision = 1
+        self.requirements: dict[str, frozenset[str]] = {}
+        self.history: dict[tuple[str, str], list[tuple[int, str | None]]] = {}
+        self.held: dict[str, dict[str, str]] = {CDS: {}, EDS: {}, LDS: {}, ECDS: {}}
+        self.warm: set[str] = set()
+        self.refused: set[tuple[str, str]] = set()
+
+    # The control plane
+
+    @initialize()
+    def start(self) -> None:
+        self._update([listener(), self._router()], [])
+        self.table.mark_ready()
+        self._connect()
+
+    def _router(self):
+        resource = router(*sorted(self.pinned))
+        self.requirements[resource.version] = resource.requires
+        return resource
+
+    def _update(self, puts, removes) -> None:
+        change = self.table.update(puts, removes, self.revision)
+        for one in change.changes:
+            version = one.new.version if one.new else None
+            self.history.setdefault((one.type_url, one.name), []).append((self.revision, version))
+        if self.revision > 1:
+            self.stream.notice(change, 0.0)
+        self.revision += 1
+
+    @rule(name=st.sampled_from(MODELS), kind=st.integers(1, 2), port=st.integers(1, 4), pin=st.booleans())
+    def put_model(self, name, kind, port, pin) -> None:
+        self.models[name] = (kind, port)
+        self.pinned = self.pinned | {name} if pin else self.pinned - {name}
+        self._update([cluster(name, kind), endpoints(name, port), self._router()], [])
+
+    @rule(name=st.sampled_from(MODELS))
+    def remove_model(self, name) -> None:
+        self.models.pop(name, None)
+        self.pinned -= {name}
+        self._update([self._router()], [(CDS, name), (EDS, name)])
+
+    # The client
+
+    def _connect(self) -> None:
+        self.stream = DeltaStream(self.table, 0.0)
+        self.in_flight: list[Response] = []
+        self.unanswered: list[Response] = []
+        self.asked: set[str] = set()
+        self.refused.clear()
+        self.cds_paused_since_start = bool(self.held[CDS].keys() - self.warm)
+        self.to_ask = [CDS, EDS, LDS, ECDS]
+        if self.cds_paused_since_start:
+            self.to_ask = [EDS, LDS, ECDS]
+        self.claims = {kind: dict(held) for kind, held in self.held.items()}
+        self.claimed_and_known: dict[tuple[str, str], str] = {
+            (kind, name): version for kind, held in self.claims.items() for name, version in held.items()
+        }
+
+    @rule()
+    def reconnect(self) -> None:
+        self._connect()
+
+    @precondition(lambda self: self.to_ask)
+    @rule()
+    def ask(self) -> None:
+        kind = self.to_ask.pop(0)
+        names = [] if kind == CDS else FIXED.get(kind) or sorted(self.held[CDS])
+        self.asked.add(kind)
+        if kind == EDS:
+            self.eds = set(names)
+            if not names:
+                self.asked.discard(EDS)
+                return
+        claimed = {name: version for name, version in self.held[kind].items() if kind == CDS or name in names}
+        self.stream.receive(request(kind, names if kind != LDS else [], claimed=claimed), 0.0)
+
+    @rule(count=st.integers(1, 3))
+    def write(self, count) -> None:
+        for raw in self.stream.outgoing(0.0):
+            self.in_flight.append(Response.FromString(raw))
+
+    @precondition(lambda self: self.in_flight)
+    @rule(refuse=st.sampled_from([False, False, False, True]))
+    def apply(self, refuse) -> None:
+        response = self.in_flight.pop(0)
+        kind = response.type_url
+        touched = [resource.name for resource in response.resources] + list(response.removed_resources)
+        assert len(touched) == len(set(touched)), "a name twice in one response must be NACKed"
+        if refuse and kind in (CDS, EDS) and response.resources:
+            # The whole response; what Envoy applies of a refused one is not what this session is about.
+            self.refused |= {(kind, name) for name in touched}
+            if kind == CDS:
+                self._answer(response, refuse=True)
+            else:
+                self._answer(response, refuse=True)
+            return
+        self.refused -= {(kind, name) for name in touched}
+        for resource in response.resources:
+            before = self.claimed_and_known.pop((kind, resource.name), None)
+            if not (kind == EDS and (resource.name not in self.warm or self.cds_paused_since_start)):
+                assert before != resource.version, "sent again though it had it"
+            self.held[kind][resource.name] = resource.version
+        for name in response.removed_resources:
+            self.claimed_and_known.pop((kind, name), None)
+            self.held[kind].pop(name, None)
+        if kind == CDS:
+            self._clusters(response)
+            self.unanswered.append(response)
+        elif kind == EDS:
+            self.warm |= {resource.name for resource in response.resources if resource.name in self.held[CDS]}
+            self.warm |= {name for name in response.removed_resources if name in self.held[CDS]}
+            self._answer(response)
+        else:
+            self._answer(response)
+        self._resume()
+
+    def _clusters(self, response) -> None:
+        new = [resource.name for resource in response.resources]
+        self.warm -= {*new, *response.removed_resources}
+        if EDS not in self.asked:
+            if EDS not in self.to_ask:
+                self.to_ask.insert(0, EDS)
+            return
+        subscribe = [name for name in new if name not in self.eds]
+        unsubscribe = [name for name in response.removed_resources if name in self.eds]
+        self.eds = (self.eds | set(subscribe)) - set(unsubscribe)
+        for name in unsubscribe:
+            self.held[EDS].pop(name, None)
+            self.refused.discard((EDS, name))
+        if subscribe or unsubscribe:
+            self.stream.receive(request(EDS, subscribe, unsubscribe), 0.0)
+
+    def _resume(self) -> None:
+        if self.held[CDS].keys() - self.warm:
+            return
+        for response in self.unanswered:
+            self._answer(response)
+        self.unanswered.clear()
+        if self.cds_paused_since_start:
+            self.cds_paused_since_start = False
+            self.to_ask.insert(0, CDS)
+
+    def _answer(self, response, *, refuse: bool = False) -> None:
+        error = "refused" if refuse else None
+        self.stream.receive(request(response.type_url, nonce=response.nonce, error=error), 0.0)
+
+    # What must hold
+
+    @invariant()
+    def never_a_router_without_its_clusters(self) -> None:
+        version = self.held[ECDS].get("router")
+        if version is not None and not self.refused:
+            missing = self.requirements[version] - self.held[EDS].keys() - self.held[CDS].keys()
+            assert not missing
+
+    @invariant()
+    def converged_is_never_more_than_was_acknowledged(self) -> None:
+        if not hasattr(self, "stream"):
+            return
+        converged = self.stream.converged_revision(0.0)
+        assert converged <= self.table.revision
+        for (kind, name), versions in self.history.items():
+            if kind == EDS and name not in getattr(self, "eds", ()):
+                continue
+            if (kind, name) in self.refused:
+                continue
+            # What the client holds must be the state at `converged` or a later one.
+            then = [index for index, (revision, _) in enumerate(versions) if revision <= converged]
+            if then:
+                allowed = {version for _, version in versions[then[-1] :]}
+                assert self.held[kind].get(name) in allowed, (short := kind, name, converged)
+
+    def teardown(self) -> None:
+        if not hasattr(self, "stream"):
+            return
+        for _ in range(200):
+            if self.to_ask:
+                self.ask()
+            self.write(1)
+            while self.in_flight:
+                self.apply(refuse=False)
+            self.write(1)
+            if not self.to_ask and not self.in_flight:
+                break
+        if self.refused:
+            return
+        assert {name: r.resource.version for name, r in self.table.entries(CDS).items()} == self.held[CDS]
+        wanted = {name: r.resource.version for name, r in self.table.entries(EDS).items()}
+        assert wanted == self.held[EDS]
+        assert self.held[ECDS]["router"] == self.table.get(ECDS, "router").version
+        assert self.held[LDS]["grpc"] == self.table.get(LDS, "grpc").version
+        settled = self.stream.converged_revision(10.0)
+        assert settled == self.table.revision
+        assert self.stream.outgoing(10.0) == []
+
+
+TestSession = Session.TestCase
+TestSession.settings = settings(
+    max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+)
