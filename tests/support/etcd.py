@@ -1,19 +1,33 @@
-"""A real single-member etcd for a test."""
+"""A real etcd for a test: one member, or three."""
 
 from __future__ import annotations
 
 import signal
+import subprocess
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from tests.support.processes import ChildProcess, binary, free_port, wait_for_port
 
 
+@dataclass(frozen=True)
+class Tls:
+    """PEM files for a member that speaks TLS and wants a certificate of its clients."""
+
+    ca_cert: Path
+    cert: Path
+    key: Path
+
+
 class Etcd:
     """One member on free ports. It can be frozen, thawed, killed, and started again with or without its data."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *arguments: str, tls: Tls | None = None) -> None:
         self.folder = folder
         self.port, self._peer_port = free_port(), free_port()
+        self._arguments, self._tls = arguments, tls
         self._generation = 0
         self.child = self._start()
 
@@ -21,21 +35,42 @@ class Etcd:
     def endpoint(self) -> str:
         return f"127.0.0.1:{self.port}"
 
+    @property
+    def _url(self) -> str:
+        return f"{'https' if self._tls else 'http'}://{self.endpoint}"
+
+    @property
+    def _data(self) -> Path:
+        return self.folder / f"etcd-{self._generation}"
+
     def _start(self) -> ChildProcess:
-        client, peer = f"http://{self.endpoint}", f"http://127.0.0.1:{self._peer_port}"
-        child = ChildProcess(
-            [
-                binary("etcd"),
-                *("--name", "test", "--data-dir", str(self.folder / f"etcd-{self._generation}")),
-                *("--listen-client-urls", client, "--advertise-client-urls", client),
-                *("--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer),
-                *("--initial-cluster", f"test={peer}"),
-                *("--logger", "zap", "--log-level", "warn", "--unsafe-no-fsync"),
-            ],
-            self.folder / "etcd.log",
-        )
+        peer = f"http://127.0.0.1:{self._peer_port}"
+        child = _launch(self.folder, "test", self._data, self._url, peer, f"test={peer}", self._options())
         wait_for_port(self.port, child)
+        # It listens before it answers, and one that is killed in between never elects itself again.
+        self._wait_until_it_leads(child)
         return child
+
+    def _wait_until_it_leads(self, child: ChildProcess) -> None:
+        deadline = time.monotonic() + 30
+        command = [binary("etcdctl"), "--endpoints", self._url, *self._credentials(), "endpoint", "status"]
+        while time.monotonic() < deadline and child.alive():
+            result = subprocess.run([*command, "--command-timeout", "2s"], capture_output=True, text=True, timeout=10)
+            if result.returncode == 0 and result.stdout.split(", ")[4] == "true":
+                return
+        raise AssertionError(f"etcd never led:\n{child.output[-4000:]}")
+
+    def _credentials(self) -> list[str]:
+        if self._tls is None:
+            return []
+        return ["--cacert", str(self._tls.ca_cert), "--cert", str(self._tls.cert), "--key", str(self._tls.key)]
+
+    def _options(self) -> list[str]:
+        options = list(self._arguments)
+        if self._tls:
+            options += ["--cert-file", str(self._tls.cert), "--key-file", str(self._tls.key)]
+            options += ["--trusted-ca-file", str(self._tls.ca_cert), "--client-cert-auth"]
+        return options
 
     def freeze(self) -> None:
         self.child.send(signal.SIGSTOP)
@@ -48,9 +83,101 @@ class Etcd:
 
     def restart(self, *, empty: bool = False) -> None:
         """Start again after `kill`, with the old data or with none."""
+        self.child.stop()
         self._generation += 1 if empty else 0
         self.child = self._start()
+
+    def backup(self, path: Path) -> None:
+        """Save a snapshot of the running member."""
+        self.ctl("snapshot", "save", str(path))
+
+    def restart_from(self, backup: Path) -> None:
+        """Start again after `kill`, with what a backup holds."""
+        self.child.stop()
+        self._generation += 1
+        peer = f"http://127.0.0.1:{self._peer_port}"
+        run = ["etcdctl", "snapshot", "restore", str(backup), "--data-dir", str(self._data), "--name", "test"]
+        run += ["--initial-cluster", f"test={peer}", "--initial-advertise-peer-urls", peer]
+        _run(run)
+        self.child = self._start()
+
+    def ctl(self, *arguments: str) -> str:
+        """Run etcdctl against this member; its output."""
+        return _run(["etcdctl", "--endpoints", self._url, *self._credentials(), *arguments])
 
     def close(self) -> None:
         self.child.send(signal.SIGCONT) if self.child.alive() else None
         self.child.stop()
+
+
+class EtcdCluster:
+    """Three members on free ports, each of which can be killed and started again."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folders = [folder / f"member-{index}" for index in range(3)]
+        self._ports = [(free_port(), free_port()) for _ in self._folders]
+        for member in self._folders:
+            member.mkdir()
+        # A member listens to clients only once it has joined the others.
+        self.children = [self._launch(index) for index in range(3)]
+        for index in range(3):
+            self.wait(index)
+
+    @property
+    def endpoints(self) -> tuple[str, ...]:
+        return tuple(f"127.0.0.1:{client}" for client, _ in self._ports)
+
+    def _launch(self, index: int) -> ChildProcess:
+        client, peer = (f"http://127.0.0.1:{port}" for port in self._ports[index])
+        cluster = ",".join(f"m{number}=http://127.0.0.1:{peer}" for number, (_, peer) in enumerate(self._ports))
+        folder = self._folders[index]
+        return _launch(folder, f"m{index}", folder / "data", client, peer, cluster, ())
+
+    def wait(self, index: int) -> None:
+        """Wait until a member serves clients."""
+        wait_for_port(self._ports[index][0], self.children[index])
+
+    def kill(self, index: int) -> None:
+        self.children[index].kill()
+
+    def restart(self, index: int) -> None:
+        """Start a killed member again, with its data."""
+        self.children[index].stop()
+        self.children[index] = self._launch(index)
+        self.wait(index)
+
+    def leader(self) -> int:
+        """Which member leads."""
+        for index, endpoint in enumerate(self.endpoints):
+            if self.children[index].alive():
+                columns = _run(["etcdctl", "--endpoints", endpoint, "endpoint", "status"]).split(", ")
+                if columns[4] == "true":
+                    return index
+        raise AssertionError("no member leads")
+
+    def close(self) -> None:
+        for child in self.children:
+            child.stop()
+
+
+def _launch(
+    folder: Path, name: str, data: Path, client: str, peer: str, cluster: str, options: Iterable[str]
+) -> ChildProcess:
+    return ChildProcess(
+        [
+            binary("etcd"),
+            *("--name", name, "--data-dir", str(data)),
+            *("--listen-client-urls", client, "--advertise-client-urls", client),
+            *("--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer),
+            *("--initial-cluster", cluster),
+            *("--logger", "zap", "--log-level", "warn", "--unsafe-no-fsync"),
+            *options,
+        ],
+        folder / "etcd.log",
+    )
+
+
+def _run(command: list[str]) -> str:
+    result = subprocess.run([binary(command[0]), *command[1:]], capture_output=True, text=True, timeout=30)
+    assert result.returncode == 0, f"{' '.join(command)}: {result.stderr or result.stdout}"
+    return result.stdout
