@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import socket
@@ -123,7 +124,11 @@ def _listening_inodes(port: int) -> set[str]:
 
 
 def _opened(process: Path) -> set[str]:
+    found = set()
     try:
-        return {str(link.readlink()) for link in (process / "fd").iterdir()}
+        for link in (process / "fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+                found.add(str(link.readlink()))
     except OSError:
-        return set()  # it ended, or is somebody else's
+        return found  # it ended, or is somebody else's
+    return found

@@ -59,7 +59,8 @@ def model_server(choice: str) -> list[str]:
     if choice == "tensorflow":
         raise UserError("tensorflow_model_server is not on PATH; put it there, or use --server stand-in")
     require_modules("the stand-in model server", ["tensorflow", "tensorflow_serving"])
-    return modelplane("model-server")
+    # The real one has no such flag: it listens on all addresses.
+    return modelplane("model-server", "--bind_address=127.0.0.1")
 
 
 def etcd(binary: str, data: Path, port: int, peer_port: int, *, durable: bool) -> list[str]:
