@@ -1,9 +1,14 @@
 """A real gRPC server with TF Serving's methods that answers what a test tells it to: for faults and timings that a real
-model can't be made to show on demand. Not a test of TF Serving's behaviour; tests/monitor/test_scenarios.py is."""
+model can't be made to show on demand. Not a test of TF Serving's behaviour; tests/monitor/test_scenarios.py is.
+
+As a program it stands in for a server to own: `python -m tests.monitor.scripted_server --port=P --model_name=NAME`;
+all of its models are AVAILABLE, and it ends by SIGTERM at once, as TF Serving does.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Any
@@ -115,3 +120,19 @@ def predict_signature(
         for size in dims or ():
             info.tensor_shape.dim.add(size=size)
     return signature
+
+
+async def _main(port: int, names: list[str]) -> None:
+    async with ScriptedServer() as server:
+        await server.stop()
+        server.port = port
+        server.models = {name: {1: ServableState.AVAILABLE} for name in names}
+        await server.start()
+        sys.stdout.write("scripted server is up\n")
+        sys.stdout.flush()
+        await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    flags = dict(argument.removeprefix("--").partition("=")[::2] for argument in sys.argv[1:])
+    asyncio.run(_main(int(flags["port"]), flags["model_name"].split(",")))

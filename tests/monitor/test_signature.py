@@ -70,10 +70,9 @@ def test_tensorflow_reads_the_zeros_of_every_type_as_zeros() -> None:
     left_out = {"DT_INVALID", "DT_RESOURCE", "DT_VARIANT", "DT_FLOAT4_E2M1FN"}
     # Types whose values can't be cast to a float here; that TensorFlow parses them is all that is asked.
     opaque = ("DT_FLOAT8", "DT_INT4", "DT_UINT4", "DT_INT2", "DT_UINT2", "DT_Q", "DT_BOOL")
-    names = [name for name in types_pb2.DataType.keys() if not name.endswith("_REF") and name not in left_out]
-    assert len(names) > 20
-    for name in names:
-        dtype = types_pb2.DataType.Value(name)
+    types = {name: n for name, n in types_pb2.DataType.items() if not name.endswith("_REF") and name not in left_out}
+    assert len(types) > 20
+    for name, dtype in types.items():
         for dims in ([], [-1, 3], [0, 2]):
             ours = zeros(predict_signature(x=(dtype, dims)))["x"]
             tensor = tf.io.parse_tensor(ours.SerializeToString(), tf.as_dtype(dtype))

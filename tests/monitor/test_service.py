@@ -1,0 +1,355 @@
+"""The whole monitor against a real etcd and a real gRPC server whose answers the test decides."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import grpc
+import pytest
+
+from monitor.config import MonitorConfig
+from monitor.errors import MonitorError
+from monitor.pb import tfs_pb2 as tfs
+from monitor.service import run
+from registry.etcd import EtcdConfig
+from registry.records import InstanceState, PlaneRecord, Proof, ReadyState, ServableState
+from tests.monitor.registry_view import RegistryView
+from tests.monitor.scripted_server import Reply, ScriptedServer, hang
+from tests.support.etcd import Etcd
+from tests.support.processes import ChildProcess, free_port
+from tests.support.waiting import eventually
+
+AVAILABLE, LOADING, END = ServableState.AVAILABLE, ServableState.LOADING, ServableState.END
+READY, DRAINING = ReadyState.READY, ReadyState.DRAINING
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+async def registry(etcd: Etcd) -> AsyncIterator[RegistryView]:
+    async with RegistryView(etcd.endpoint) as view:
+        yield view
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[ScriptedServer]:
+    async with ScriptedServer() as scripted:
+        scripted.models = {"m": {1: AVAILABLE}}
+        yield scripted
+
+
+@asynccontextmanager
+async def attached(etcd: Etcd, port: int, config: MonitorConfig | None = None) -> AsyncIterator[asyncio.Task[int]]:
+    config = replace(
+        config or MonitorConfig(model=("m",)),
+        target=f"127.0.0.1:{port}",
+        instance="i",
+        lease_ttl=2.0,
+        etcd=EtcdConfig(endpoints=(etcd.endpoint,)),
+    )
+    task = asyncio.create_task(run(config))
+    try:
+        yield task
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+@contextmanager
+def process(etcd: Etcd, *arguments: str) -> Iterator[ChildProcess]:
+    """The real command, in a process of its own."""
+    command = [sys.executable, "-m", "modelplane", "monitor", f"--etcd={etcd.endpoint}", "--instance=i", *arguments]
+    with ChildProcess(command, etcd.folder / "monitor.log", {"PYTHONPATH": str(ROOT)}) as child:
+        yield child
+
+
+def owned(port: int, models: str = "m") -> tuple[str, ...]:
+    flags = (f"--port={port}", f"--model_name={models}", "--model_base_path=/nowhere")
+    return ("--", sys.executable, "-m", "tests.monitor.scripted_server", *flags)
+
+
+async def until_ready(registry: RegistryView, *servables: tuple[str, int], timeout: float = 30.0) -> None:
+    wanted = dict.fromkeys(servables, READY)
+
+    async def ready() -> bool:
+        found = await registry.ready()
+        assert found == wanted
+        return True
+
+    await eventually(ready, f"{servables} ready", timeout)
+
+
+async def test_registers_what_answered_and_leaves_nothing_behind(
+    etcd: Etcd, registry: RegistryView, server: ScriptedServer
+) -> None:
+    config = MonitorConfig(model=("m",), rest_port=8501, zone="z", capacity=3)
+    async with attached(etcd, server.port, config):
+        await until_ready(registry, ("m", 1))
+        record = (await registry.records())["m", 1]
+        assert (record.address, record.grpc_port, record.rest_port) == ("127.0.0.1", server.port, 8501)
+        assert (record.zone, record.capacity, record.several_versions) == ("z", 3, False)
+        instance = await registry.instance("i")
+        assert instance is not None
+        assert instance.state is InstanceState.SERVING
+        assert [(s.model, s.version, s.proof) for s in instance.servables] == [("m", 1, Proof.PROVED)]
+        server.models["m"] = {2: LOADING, 1: AVAILABLE}
+        await eventually(lambda: _has(registry, ("m", 2), ReadyState.LOADING), "version 2 announced")
+        server.models["m"] = {2: AVAILABLE, 1: END}
+        await until_ready(registry, ("m", 2))
+    assert await registry.empty()
+
+
+async def _has(registry: RegistryView, servable: tuple[str, int], state: ReadyState | None) -> bool:
+    return (await registry.ready()).get(servable) is state
+
+
+async def test_polling_writes_nothing_while_nothing_changes(
+    etcd: Etcd, registry: RegistryView, server: ScriptedServer
+) -> None:
+    async with attached(etcd, server.port):
+        await until_ready(registry, ("m", 1))
+        revision, seen = await registry.revision(), len(server.requests("GetModelStatus"))
+        await eventually(lambda: len(server.requests("GetModelStatus")) > seen + 10, "ten more polls")
+        assert await registry.revision() == revision
+
+
+async def test_a_broken_model_is_not_registered_until_it_answers(
+    etcd: Etcd, registry: RegistryView, server: ScriptedServer
+) -> None:
+    broken = True
+
+    async def predict(body: bytes) -> Reply:
+        name = tfs.PredictRequest.FromString(body).model_spec.name
+        refused = (grpc.StatusCode.FAILED_PRECONDITION, "Could not find variable b")
+        return refused if broken and name == "broken" else b""
+
+    server.predict = predict
+    server.models["broken"] = {1: AVAILABLE}
+    async with attached(etcd, server.port, MonitorConfig(model=("m", "broken"))):
+
+        async def said() -> bool:
+            instance = await registry.instance("i")
+            assert instance is not None
+            found = {s.model: (s.proof, s.proof_detail) for s in instance.servables}
+            return found.get("broken") == (Proof.FAILED, "FAILED_PRECONDITION: Could not find variable b")
+
+        await eventually(said, "the record to say why")
+        await until_ready(registry, ("m", 1))
+        broken = False
+        await until_ready(registry, ("m", 1), ("broken", 1))
+
+
+async def test_one_models_hanging_calls_delay_no_other(
+    etcd: Etcd, registry: RegistryView, server: ScriptedServer
+) -> None:
+    plain = server._status
+
+    async def status(body: bytes) -> Reply:
+        if tfs.GetModelStatusRequest.FromString(body).model_spec.name == "slow":
+            return await hang(body)
+        return plain(body)
+
+    async def predict(body: bytes) -> Reply:
+        return await hang(body) if tfs.PredictRequest.FromString(body).model_spec.name == "stuck" else b""
+
+    server.status, server.predict = status, predict
+    server.models["stuck"] = {1: AVAILABLE}
+    async with attached(etcd, server.port, MonitorConfig(model=("m", "slow", "stuck"))):
+        await eventually(lambda: _has(registry, ("m", 1), READY), "the healthy model", timeout=2.0)
+        server.models["m"] = {2: AVAILABLE, 1: END}
+        await eventually(lambda: _has(registry, ("m", 2), READY), "its next version", timeout=2.0)
+
+
+async def test_an_unreachable_server_leaves_and_returns(
+    etcd: Etcd, registry: RegistryView, server: ScriptedServer
+) -> None:
+    async with attached(etcd, server.port):
+        await until_ready(registry, ("m", 1))
+        await server.stop()
+        await until_ready(registry)
+        instance = await registry.instance("i")
+        assert instance is not None
+        assert (instance.state, instance.detail) == (InstanceState.UNREACHABLE, "UNAVAILABLE: Connection refused")
+        await server.start()
+        await until_ready(registry, ("m", 1))
+
+
+async def test_etcd_killed_and_restarted_empty(etcd: Etcd, registry: RegistryView, server: ScriptedServer) -> None:
+    async with attached(etcd, server.port):
+        await until_ready(registry, ("m", 1))
+        etcd.kill()
+        etcd.restart(empty=True)
+        await until_ready(registry, ("m", 1), timeout=2.0 + 3.0)
+
+
+async def test_the_config_file_is_watched_and_a_broken_one_is_said_so(
+    etcd: Etcd, registry: RegistryView, server: ScriptedServer, tmp_path: Path
+) -> None:
+    file = tmp_path / "models.config"
+    file.write_text("model_config_list { config { name: 'm' model_version_policy { all {} } } }")
+    server.models["n"] = {5: AVAILABLE}
+    async with attached(etcd, server.port, MonitorConfig(model_config_file=file)):
+        await until_ready(registry, ("m", 1))
+        assert (await registry.records())["m", 1].several_versions is True
+        file.write_text("model_config_list {")
+
+        async def said() -> bool:
+            instance = await registry.instance("i")
+            return instance is not None and str(file) in instance.detail
+
+        await eventually(said, "the record to tell of the broken file")
+        await until_ready(registry, ("m", 1))
+        file.write_text("model_config_list { config { name: 'n' } }")
+        # The server still has m, whatever its file says.
+        await until_ready(registry, ("m", 1), ("n", 5))
+        server.models["m"] = {1: END}
+        await until_ready(registry, ("n", 5))
+
+
+async def test_no_model_at_all_is_no_trouble(etcd: Etcd, registry: RegistryView, tmp_path: Path) -> None:
+    file = tmp_path / "models.config"
+    file.write_text("model_config_list {}")
+    async with ScriptedServer() as server, attached(etcd, server.port, MonitorConfig(model_config_file=file)):
+
+        async def serving() -> bool:
+            instance = await registry.instance("i")
+            return instance is not None and instance.state is InstanceState.SERVING
+
+        await eventually(serving, "an instance without models")
+
+
+async def test_sigterm_drains_and_leaves_the_server_alone(
+    etcd: Etcd, registry: RegistryView, server: ScriptedServer
+) -> None:
+    await registry.plane("p", PlaneRecord(1, envoys=1))
+    with process(etcd, f"--target=127.0.0.1:{server.port}", "--model=m") as monitor:
+        await until_ready(registry, ("m", 1))
+        monitor.send(signal.SIGTERM)
+        await eventually(lambda: _has(registry, ("m", 1), DRAINING), "DRAINING")
+        revision = await registry.revision()
+        # The log of progress is the proof that it waits: nothing else can be seen of a monitor that does nothing.
+        await eventually(lambda: "its 1 Envoys are at revision 1 of" in monitor.output, "progress")
+        await registry.plane("p", PlaneRecord(revision, envoys=1, draining={"i": 2}))
+        await eventually(lambda: "waiting for control plane p: 2 requests in flight" in monitor.output, "progress")
+        assert monitor.alive()
+        assert await _has(registry, ("m", 1), DRAINING)
+        await registry.plane("p", PlaneRecord(revision, envoys=1, draining={"i": 0}))
+        await eventually(lambda: not monitor.alive(), "the monitor's end", timeout=5.0)
+        assert monitor.wait() == 0
+        assert "instance i: drained in" in monitor.output
+    await registry.plane("p", None)
+    assert await registry.empty()
+    server.models["m"] = {}
+    assert server.requests("GetModelStatus"), "and the server is still there to be asked"
+
+
+async def test_an_owned_server_is_stopped_only_after_the_drain(etcd: Etcd, registry: RegistryView) -> None:
+    port = free_port()
+    await registry.plane("p", PlaneRecord(1, envoys=1))
+    with process(etcd, *owned(port)) as monitor:
+        await until_ready(registry, ("m", 1))
+        assert "scripted server is up" in monitor.output, "its output passes through"
+        monitor.send(signal.SIGINT)
+        await eventually(lambda: "waiting for control plane p" in monitor.output, "progress")
+        assert _listens(port)
+        await registry.plane("p", PlaneRecord(await registry.revision(), envoys=1, draining={"i": 0}))
+        await eventually(lambda: not monitor.alive(), "the monitor's end", timeout=5.0)
+        assert monitor.wait() == 0
+    assert not _listens(port)
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+async def test_a_second_signal_hastens(etcd: Etcd, registry: RegistryView) -> None:
+    port = free_port()
+    await registry.plane("p", PlaneRecord(1, envoys=1))
+    with process(etcd, "--drain-deadline=600", *owned(port)) as monitor:
+        await until_ready(registry, ("m", 1))
+        monitor.send(signal.SIGTERM)
+        await eventually(lambda: _has(registry, ("m", 1), DRAINING), "DRAINING")
+        monitor.send(signal.SIGTERM)
+        await eventually(lambda: not monitor.alive(), "the monitor's end", timeout=5.0)
+        assert monitor.wait() == 0
+        assert "asked not to wait; still waited for: control plane p" in monitor.output
+    assert not _listens(port)
+    assert await _has(registry, ("m", 1), None)
+
+
+@pytest.mark.parametrize("fault", ["a plane that never converges", "etcd frozen"])
+async def test_a_drain_is_bounded(etcd: Etcd, registry: RegistryView, fault: str) -> None:
+    await registry.plane("p", PlaneRecord(1, envoys=1))
+    with process(etcd, "--drain-deadline=1.5", *owned(free_port())) as monitor:
+        await until_ready(registry, ("m", 1))
+        if fault == "etcd frozen":
+            etcd.freeze()
+        monitor.send(signal.SIGTERM)
+        await eventually(lambda: not monitor.alive(), "the monitor's end", timeout=10.0)
+        etcd.thaw()
+        assert monitor.wait() == 0
+        assert "not drained after 1.5 s; still waited for: " in monitor.output
+
+
+def _owned_process(monitor: ChildProcess) -> int:
+    """Of the server, as the monitor's log tells it."""
+    line = next(line for line in monitor.output.splitlines() if "started" in line and ", process " in line)
+    return int(line.rpartition(" ")[2])
+
+
+async def test_a_killed_monitor_leaves_its_server_serving(etcd: Etcd, registry: RegistryView) -> None:
+    port = free_port()
+    with process(etcd, "--lease-ttl=2", *owned(port)) as monitor:
+        await until_ready(registry, ("m", 1))
+        server = _owned_process(monitor)
+        try:
+            monitor.kill()
+            await eventually(registry.empty, "the lease's end", timeout=10.0)
+            assert _listens(port)
+        finally:
+            os.kill(server, signal.SIGKILL)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, 137), (signal.SIGTERM, 143)])
+async def test_an_owned_server_that_ends_takes_its_keys_along_at_once(
+    etcd: Etcd, registry: RegistryView, number: signal.Signals, code: int
+) -> None:
+    with process(etcd, "--lease-ttl=600", *owned(free_port())) as monitor:
+        await until_ready(registry, ("m", 1))
+        os.kill(_owned_process(monitor), number)
+        await eventually(registry.empty, "all keys gone", timeout=5.0)
+        await eventually(lambda: not monitor.alive(), "the monitor's end", timeout=5.0)
+        assert monitor.wait() == code
+        assert f"was ended by {number.name}" in monitor.output
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "message"),
+    [
+        (["/bin/sh", "-c", "exit 3"], 3, ""),
+        (["no-such-command"], 127, "no-such-command: command not found"),
+        (["/"], 126, "/: can't be executed"),
+    ],
+    ids=["exits", "not found", "not executable"],
+)
+async def test_exit_codes(etcd: Etcd, command: list[str], code: int, message: str) -> None:
+    with process(etcd, "--model=m", "--", *command) as monitor:
+        await eventually(lambda: not monitor.alive(), "the monitor's end", timeout=10.0)
+        assert monitor.wait() == code
+        assert message in monitor.output
+        assert "Traceback" not in monitor.output
+
+
+async def test_nothing_to_watch_is_the_users_mistake() -> None:
+    with pytest.raises(MonitorError, match="nothing to watch"):
+        await run(MonitorConfig())
