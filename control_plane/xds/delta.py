@@ -17,7 +17,7 @@ from control_plane.xds.limits import Limits
 from control_plane.xds.order import Order
 from control_plane.xds.outstanding import Outstanding
 from control_plane.xds.sender import Sender
-from control_plane.xds.subscription import WILDCARD, Flight, Subscription
+from control_plane.xds.subscription import WILDCARD, Counters, Flight, Subscription
 from control_plane.xds.table import BEGINNING, Moment, ResourceTable, TableChange
 
 _ROOTS = frozenset({LISTENER, CLUSTER})
@@ -118,6 +118,15 @@ class DeltaStream:
         """The newest registry revision whose consequences the client has acknowledged; 0 while that can't be known."""
         self._settle(now)
         return self._table.converged(self._outstanding.lowest()) if self._order.settled else 0
+
+    @property
+    def unanswered(self) -> int:
+        """How many responses the client has neither ACKed nor NACKed."""
+        return sum(len(subscription.flights) for subscription in self._subscriptions.values())
+
+    def counters(self) -> Mapping[str, Counters]:
+        """What was sent and answered so far, by type URL; live."""
+        return {type_url: subscription.counters for type_url, subscription in self._subscriptions.items()}
 
     def status(self) -> Mapping[str, TypeStatus]:
         """How each type stands."""

@@ -1,0 +1,142 @@
+"""The Load Reporting Service (LRS): the grpc.aio shell around the ledger.
+
+Invariant: while nothing drains an Envoy is asked for nothing; while something does, it reports every
+`drain_interval_seconds` about the clusters that have a draining endpoint, and about no others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from typing import Any
+
+import grpc
+from envoy.service.load_stats.v3 import lrs_pb2
+
+from control_plane.catalog import Address
+from control_plane.xds.load_ledger import HostPort, LoadLedger
+
+log = logging.getLogger(__name__)
+
+SERVICE = "envoy.service.load_stats.v3.LoadReportingService"
+
+
+class LoadReportServer:
+    """Serves LRS. `on_change` is called when `in_flight` may have changed; it must not block.
+
+    `nodes` gives the node ids of the Envoys that must have reported, one for each xDS stream (`XdsServer.nodes`).
+    """
+
+    def __init__(
+        self,
+        *,
+        on_change: Callable[[], None] = lambda: None,
+        nodes: Callable[[], Collection[str]] = tuple,
+        drain_interval_seconds: float = 0.1,
+        idle_interval_seconds: float = 60.0,
+    ) -> None:
+        self._on_change = on_change
+        self._nodes = nodes
+        self._drain_interval = drain_interval_seconds
+        self._idle_interval = idle_interval_seconds
+        self._ledger = LoadLedger()
+        self._clusters: frozenset[str] | None = frozenset()
+        self._numbers = itertools.count(1)
+        self._wakes: dict[int, asyncio.Event] = {}
+        self._closing = False
+        self._all_ended = asyncio.Event()
+
+    def handlers(self) -> Sequence[grpc.GenericRpcHandler]:
+        """What to hand to `grpc.aio.Server.add_generic_rpc_handlers`."""
+        method: grpc.RpcMethodHandler[Any, Any] = grpc.stream_stream_rpc_method_handler(
+            self._serve,
+            request_deserializer=lrs_pb2.LoadStatsRequest.FromString,
+            response_serializer=lrs_pb2.LoadStatsResponse.SerializeToString,
+        )
+        return (grpc.method_handlers_generic_handler(SERVICE, {"StreamLoadStats": method}),)
+
+    def set_draining(
+        self, draining: Mapping[str, Collection[Address]], clusters: Collection[str] | None = None
+    ) -> None:
+        """These instances drain, and no others. `clusters`: those with a draining endpoint; None: ask about all."""
+        ports: set[HostPort] = set()
+        for addresses in draining.values():
+            for where in addresses:
+                ports |= {(where.address, port) for port in (where.grpc_port, where.rest_port) if port}
+        wanted = frozenset() if not ports else None if clusters is None else frozenset(clusters)
+        changed = self._ledger.drain(ports)
+        if not changed and wanted == self._clusters:
+            return
+        self._clusters = wanted
+        for wake in self._wakes.values():
+            wake.set()
+        self._on_change()
+
+    def in_flight(self, address: str, port: int) -> int | None:
+        """Requests in flight at a draining endpoint over all Envoys of this replica; None while it isn't known."""
+        return self._ledger.in_flight((address, port), self._nodes())
+
+    async def close(self) -> None:
+        """End every stream, so that the Envoys go to another replica."""
+        self._closing = True
+        for wake in self._wakes.values():
+            wake.set()
+        if self._wakes:
+            await self._all_ended.wait()
+
+    async def _serve(self, requests: AsyncIterator[Any], context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        number = next(self._numbers)
+        wake = self._wakes[number] = asyncio.Event()
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                reader = tasks.create_task(self._read(number, requests))
+                reader.add_done_callback(lambda _: wake.set())
+                await self._ask(wake, context, reader)
+                reader.cancel()
+        finally:
+            del self._wakes[number]
+            self._ledger.disconnected(number)
+            self._on_change()
+            if not self._wakes:
+                self._all_ended.set()
+        if self._closing:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "this control plane is shutting down")
+
+    async def _ask(
+        self, wake: asyncio.Event, context: grpc.aio.ServicerContext[Any, Any], reader: asyncio.Task[None]
+    ) -> None:
+        asked: lrs_pb2.LoadStatsResponse | None = None
+        while not (self._closing or reader.done()):
+            wake.clear()
+            response = self._wanted()
+            if response != asked:
+                # lrs.proto: the client reports in the way that the last response asks for, from there on.
+                await context.write(response)
+                asked = response
+            await wake.wait()
+
+    def _wanted(self) -> Any:
+        response = lrs_pb2.LoadStatsResponse(report_endpoint_granularity=True)
+        if self._clusters is None:
+            response.send_all_clusters = True
+        else:
+            response.clusters.extend(sorted(self._clusters))
+        idle = self._clusters == frozenset()
+        response.load_reporting_interval.FromNanoseconds(
+            int((self._idle_interval if idle else self._drain_interval) * 1e9)
+        )
+        return response
+
+    async def _read(self, number: int, requests: AsyncIterator[Any]) -> None:
+        known = False
+        async for request in requests:
+            if not known:
+                # The first message only tells who it is: an Envoy reports nothing before it is asked.
+                known = True
+                self._ledger.connected(number, request.node.id)
+                log.debug("Envoy %s reports load", request.node.id)
+                continue
+            self._ledger.reported(number, request)
+            self._on_change()
