@@ -44,6 +44,8 @@ _LARGEST_MESSAGE = 2**31 - 1
 _CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 3_000),
+    # gRPC's core waits this long (60 s unless told) for a ping's answer, whatever the keepalive timeout says.
+    ("grpc.http2.ping_timeout_ms", 3_000),
     # etcd answers pings on a connection without a stream with GOAWAY too_many_pings.
     ("grpc.keepalive_permit_without_calls", 0),
     # Pings may go on however long no data is sent: an idle watch is the normal case.
