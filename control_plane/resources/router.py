@@ -13,6 +13,7 @@ from envoy.extensions.filters.http.lua.v3 import lua_pb2
 from control_plane.envoy_files import read_envoy_file
 from control_plane.resources.names import GRPC_ROUTER, REST_ROUTER, encode_model, grpc_cluster, rest_cluster
 from control_plane.resources.resource import Resource, pack
+from control_plane.resources.settings import DataPlaneSettings
 
 
 def lua_source(protocol: str, pins: Mapping[str, int]) -> str:
@@ -35,8 +36,12 @@ def _router(name: str, protocol: str, pins: Mapping[str, int], requires: frozens
     return pack(name, config, requires=requires)
 
 
-def router_configs(pins: Mapping[str, int]) -> tuple[Resource, Resource]:
-    """The gRPC and the REST router for the models whose version must be written into requests that name none."""
+def router_configs(pins: Mapping[str, int], settings: DataPlaneSettings) -> tuple[Resource, ...]:
+    """The gRPC router and, unless there is no REST listener, the REST router. `pins`: the version that must be written
+    into requests that name none, for the models that need it."""
     grpc = frozenset(grpc_cluster(model, version) for model, version in pins.items())
+    grpc_router = _router(GRPC_ROUTER, "grpc", pins, grpc)
+    if not settings.rest_port:
+        return (grpc_router,)
     rest = frozenset(rest_cluster(model, version) for model, version in pins.items())
-    return _router(GRPC_ROUTER, "grpc", pins, grpc), _router(REST_ROUTER, "rest", pins, rest)
+    return grpc_router, _router(REST_ROUTER, "rest", pins, rest)

@@ -60,4 +60,4 @@ def fleet_resources(pins: Mapping[str, int], settings: DataPlaneSettings) -> tup
     A router's configuration requires the clusters that its pins name. A REST cluster among them exists only where the
     model has REST (`has_rest`); one that isn't among the fleet's resources can't be waited for.
     """
-    return (*listeners(settings), *router_configs(pins))
+    return (*listeners(settings), *router_configs(pins, settings))

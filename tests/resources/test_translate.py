@@ -1,0 +1,188 @@
+"""Golden files are written anew with MODELPLANE_REGENERATE_GOLDEN=1; read the difference before committing it."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from envoy.config.cluster.v3 import cluster_pb2
+from envoy.config.core.v3 import extension_pb2
+from envoy.config.endpoint.v3 import endpoint_pb2
+from envoy.extensions.filters.http.lua.v3 import lua_pb2
+from envoy.extensions.filters.network.http_connection_manager.v3 import (
+    http_connection_manager_pb2,  # noqa: F401 - registers what an Any may hold
+)
+from google.protobuf import any_pb2, json_format
+from hypothesis import given
+from hypothesis import strategies as st
+
+from control_plane.model import Endpoint, Health, Model
+from control_plane.resources.clusters import Protocol, cluster, cluster_message
+from control_plane.resources.endpoints import load_assignment_message
+from control_plane.resources.resource import CLUSTER, CLUSTER_LOAD_ASSIGNMENT, EXTENSION_CONFIG, Resource, pack
+from control_plane.resources.settings import DataPlaneSettings
+from control_plane.resources.translate import fleet_resources, has_rest, model_resources
+
+GOLDEN = Path(__file__).parent / "golden"
+SETTINGS = DataPlaneSettings()
+
+A = Endpoint("a", "10.0.0.1", 8500, 8501, zone="east", capacity=2)
+B = Endpoint("b", "10.0.0.2", 8500, 0, zone="west", health=Health.DRAINING)
+C = Endpoint("c", "fd00::3", 8500, 8501, zone="west", health=Health.SUSPECT)
+MODEL = Model("digits/ü", ((1, (A, B)), (2, (A, C)), (3, ())), 2, pinned=True)
+
+
+def unpack(resource: Resource, message: Any) -> Any:
+    assert any_pb2.Any.FromString(resource.body).Unpack(message)
+    return message
+
+
+def by_name(resources: tuple[Resource, ...], type_url: str) -> dict[str, Resource]:
+    return {resource.name: resource for resource in resources if resource.type_url == type_url}
+
+
+def compare(name: str, text: str) -> None:
+    path = GOLDEN / name
+    if os.environ.get("MODELPLANE_REGENERATE_GOLDEN"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    assert text == path.read_text(), f"{name} differs; see this module's docstring"
+
+
+def as_json(resource: Resource) -> str:
+    wrapped = any_pb2.Any.FromString(resource.body)
+    return f"// {resource.name}\n{json_format.MessageToJson(wrapped, indent=1, ensure_ascii=False)}\n"
+
+
+def test_golden_model() -> None:
+    resources = model_resources(MODEL, SETTINGS)
+    assignments = by_name(resources, CLUSTER_LOAD_ASSIGNMENT).values()
+    compare("load_assignments.txt", "".join(map(as_json, assignments)))
+    clusters = by_name(resources, CLUSTER)
+    compare("clusters.txt", as_json(clusters["digits/%C3%BC"]) + as_json(clusters["@rest/digits/%C3%BC"]))
+
+
+def test_golden_listeners() -> None:
+    for listener in fleet_resources({}, SETTINGS)[:2]:
+        compare(f"listener_{listener.name}.txt", as_json(listener))
+
+
+def test_a_model_has_a_pair_for_each_version_and_one_for_none() -> None:
+    resources = model_resources(MODEL, SETTINGS)
+    names = {f"digits/%C3%BC{version}" for version in ("", "@1", "@2", "@3")}
+    expected = names | {f"@rest/{name}" for name in names}
+    assert set(by_name(resources, CLUSTER)) == set(by_name(resources, CLUSTER_LOAD_ASSIGNMENT)) == expected
+    assert {resource.model for resource in resources} == {"digits/ü"}
+
+
+def test_requests_without_a_version_go_to_the_served_one() -> None:
+    assignments = by_name(model_resources(MODEL, SETTINGS), CLUSTER_LOAD_ASSIGNMENT)
+
+    def endpoints(name: str) -> Any:
+        message = unpack(assignments[name], endpoint_pb2.ClusterLoadAssignment())
+        assert message.cluster_name == name
+        return message.endpoints
+
+    assert endpoints("digits/%C3%BC") == endpoints("digits/%C3%BC@2") != endpoints("digits/%C3%BC@1")
+    assert len(endpoints("digits/%C3%BC@3")) == 0
+
+
+def test_a_model_that_only_loads_is_known_and_has_no_endpoint() -> None:
+    resources = model_resources(Model("m", ((1, ()),), None, pinned=False), SETTINGS)
+    assert set(by_name(resources, CLUSTER)) == {"m", "m@1"}  # no REST: nobody knows yet whether there will be any
+
+
+def test_cluster_definitions_do_not_change_in_a_models_life() -> None:
+    one = by_name(model_resources(Model("m", ((1, (A,)),), 1, pinned=False), SETTINGS), CLUSTER)
+    other = by_name(model_resources(Model("m", ((1, (B, C)), (2, (A,))), 2, pinned=True), SETTINGS), CLUSTER)
+    for name, resource in one.items():
+        assert other[name] == resource
+
+
+def test_models_without_rest_have_no_rest_clusters() -> None:
+    grpc_only = Model("m", ((1, (B,)),), 1, pinned=False)
+    assert not has_rest(grpc_only)
+    assert set(by_name(model_resources(grpc_only, SETTINGS), CLUSTER)) == {"m", "m@1"}
+
+
+def test_a_model_without_a_name_gives_nothing() -> None:
+    assert model_resources(Model("", ((1, (A,)),), 1, pinned=False), SETTINGS) == ()
+
+
+def test_an_address_that_envoy_would_refuse_costs_one_endpoint_only(caplog: pytest.LogCaptureFixture) -> None:
+    named = Endpoint("by-name", "server.example", 8500)
+    message = load_assignment_message("m", (named, A), Protocol.GRPC)
+    assert [entry.endpoint.hostname for group in message.endpoints for entry in group.lb_endpoints] == ["a"]
+    assert "instance by-name left out: its address 'server.example' is no IP address" in caplog.text
+
+
+endpoints = st.builds(
+    Endpoint,
+    instance=st.text("abc", min_size=1, max_size=3),
+    address=st.ip_addresses().map(str),
+    grpc_port=st.integers(1, 65535),
+    rest_port=st.integers(0, 65535),
+    zone=st.sampled_from(["", "east", "west"]),
+    capacity=st.integers(1, 1_000_000),
+    health=st.sampled_from(Health),
+)
+models = st.builds(
+    lambda name, versions: Model(name, tuple(sorted(versions.items())), max(versions, default=None), pinned=False),
+    st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=200),
+    st.dictionaries(st.integers(0, 2**63 - 1), st.lists(endpoints, max_size=4).map(tuple), max_size=3),
+)
+
+
+@given(models)
+def test_spliced_bytes_are_what_protobuf_serialises(model: Model) -> None:
+    """Also that equal content has equal bytes: parsed and serialised again, nothing changes."""
+    kinds: dict[str, Any] = {CLUSTER: cluster_pb2.Cluster, CLUSTER_LOAD_ASSIGNMENT: endpoint_pb2.ClusterLoadAssignment}
+    for resource in model_resources(model, SETTINGS):
+        message = unpack(resource, kinds[resource.type_url]())
+        assert pack(resource.name, message, model=model.name) == resource
+        wrapped = any_pb2.Any()
+        wrapped.Pack(message, deterministic=True)
+        assert wrapped.SerializeToString(deterministic=True) == resource.body
+
+
+@pytest.mark.parametrize("protocol", Protocol)
+def test_the_template_is_the_message(protocol: Protocol) -> None:
+    assert cluster("m@1", protocol, SETTINGS, "m") == pack("m@1", cluster_message("m@1", protocol, SETTINGS), model="m")
+
+
+@given(st.lists(endpoints, max_size=6, unique_by=lambda endpoint: endpoint.instance), st.randoms())
+def test_the_order_of_endpoints_does_not_matter(known: list[Endpoint], chance: Any) -> None:
+    shuffled = list(known)
+    chance.shuffle(shuffled)
+    assert load_assignment_message("m", known, Protocol.GRPC) == load_assignment_message("m", shuffled, Protocol.GRPC)
+
+
+def test_routers_hold_their_pins_and_wait_for_their_clusters() -> None:
+    pins = {"m": 2, "a b": 2**63 - 1}
+    routers = by_name(fleet_resources(pins, SETTINGS), EXTENSION_CONFIG)
+    assert routers["model_router_grpc"].requires == {"m@2", f"a%20b@{2**63 - 1}"}
+    assert routers["model_router_rest"].requires == {"@rest/m@2", f"@rest/a%20b@{2**63 - 1}"}
+    for resource in routers.values():
+        lua = unpack(resource, extension_pb2.TypedExtensionConfig()).typed_config
+        assert lua.Unpack(message := lua_pb2.Lua())
+        start = f"local PINNED = [==[\na%20b {2**63 - 1}\nm 2\n]==]\n"
+        assert message.default_source_code.inline_string.startswith(start)
+    assert fleet_resources(dict(reversed(pins.items())), SETTINGS) == fleet_resources(pins, SETTINGS)
+
+
+def test_rest_can_be_left_out() -> None:
+    names = [resource.name for resource in fleet_resources({}, DataPlaneSettings(rest_port=0))]
+    assert names == ["grpc", "model_router_grpc"]
+
+
+def test_ten_thousand_models_are_translated_in_seconds() -> None:
+    """CPU seconds, so that a busy machine changes nothing; some 1.5 on the slow machine that this was written on."""
+    members = tuple(Endpoint(f"i{number}", f"10.0.0.{number}", 8500, 8501) for number in range(4))
+    fleet = [Model(f"model-{number}", ((1, members),), 1, pinned=False) for number in range(10_000)]
+    began = time.process_time()
+    count = sum(len(model_resources(model, SETTINGS)) for model in fleet)
+    assert count == 80_000
+    assert time.process_time() - began < 5
