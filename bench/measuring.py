@@ -109,10 +109,12 @@ def _sized_job(load: Load, target: Target, message: Path, folder: Path) -> gener
             target.address, message, requests, load.connections, load.streams, answer, target.metadata
         )
 
-    # Twice: the first handful is slower than what follows.
+    # The first handful is slower than what follows, so it says little about the rate.
     rate = generators.run(load.generator, job(max(_WARM_UP, load.connections * load.streams)), folder).rate
+    if load.requests:
+        return job(load.requests)
     rate = generators.run(load.generator, job(max(_WARM_UP, int(rate * load.seconds / 4))), folder).rate
-    return job(load.requests or max(1, int(rate * load.seconds)))
+    return job(max(1, int(rate * load.seconds)))
 
 
 def _probe(target: Target, message: Path, expected: int | None = None) -> int:
