@@ -24,6 +24,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import chain
 
 from monitor.servables import Outcome, PollFailure, Probe, VersionStatus, WatchedModel
 from registry.keys import InstanceKey, Key, ReadyKey
@@ -81,6 +82,8 @@ class _Model:
     trouble: str = ""
     seen_several: bool = False
     published: dict[ReadyKey, ReadyRecord] = field(default_factory=dict)
+    servables: tuple[Servable, ...] = ()
+    """This model's part of the instance record, kept: with 1,000 models one change must not build 1,000 of these."""
 
 
 class MonitorCore:
@@ -258,7 +261,7 @@ class MonitorCore:
             for key in model.published.keys() - wanted.keys():
                 changes[key] = None
             changes.update({key: record for key, record in wanted.items() if model.published.get(key) != record})
-            model.published = wanted
+            model.published, model.servables = wanted, _servables(name, model)
         self._dirty.clear()
         instance = self._instance_record()
         if instance != self._published:
@@ -351,20 +354,10 @@ class MonitorCore:
         return ReadyState.LOADING if unproved or version.state in _ANNOUNCED else None
 
     def _instance_record(self) -> InstanceRecord:
-        servables: list[Servable] = []
+        models = [self._models[name] for name in sorted(self._models)]
         troubles = [text for text in (self._trouble, self._notice) if text]
-        for name, model in sorted(self._models.items()):
-            if model.trouble and not self._trouble:
-                troubles.append(f"model {name}: {model.trouble}")
-            ended = 0
-            for number, version in sorted(model.versions.items(), reverse=True):
-                if version.state is ServableState.END and not version.error:
-                    ended += 1
-                    if ended > KEPT_ENDED:
-                        continue
-                servables.append(
-                    Servable(name, number, version.state, _cut(version.error), version.proof, _cut(version.detail))
-                )
+        if not self._trouble:
+            troubles += [f"model {model.watched.name}: {model.trouble}" for model in models if model.trouble]
         endpoint = self._endpoint
         return InstanceRecord(
             address=endpoint.address,
@@ -375,11 +368,23 @@ class MonitorCore:
             monitor_version=self._monitor_version,
             state=self._state,
             detail=_cut("; ".join(troubles)),
-            servables=tuple(servables),
+            servables=tuple(chain.from_iterable(model.servables for model in models)),
         )
 
     def _say(self, model: str, version: int, text: str, level: int = logging.INFO) -> None:
         log.log(level, "model %s version %d on %s: %s", model, version, self.instance, text)
+
+
+def _servables(name: str, model: _Model) -> tuple[Servable, ...]:
+    told: list[Servable] = []
+    ended = 0
+    for number, version in sorted(model.versions.items(), reverse=True):
+        if version.state is ServableState.END and not version.error:
+            ended += 1
+            if ended > KEPT_ENDED:
+                continue
+        told.append(Servable(name, number, version.state, _cut(version.error), version.proof, _cut(version.detail)))
+    return tuple(told)
 
 
 def _cut(text: str) -> str:
