@@ -8,7 +8,7 @@ removed for lease loss alone.
 from __future__ import annotations
 
 import logging
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import chain
@@ -43,7 +43,7 @@ class Catalog:
         self._suspect_keys: defaultdict[str, set[ReadyKey]] = defaultdict(set)
         self._models: dict[str, Model] = {}
         self._instances: set[str] = set()
-        self._draining: defaultdict[str, Counter[Address]] = defaultdict(Counter)
+        self._draining: dict[str, dict[ReadyKey, Address]] = {}
         self._suspects = Suspects(policy or SuspectPolicy())
         self.revision = 0
         """The newest registry revision with a consequence for this picture; 0 before the first snapshot. The replicas'
@@ -67,7 +67,12 @@ class Catalog:
     @property
     def draining(self) -> Mapping[str, frozenset[Address]]:
         """The draining instances, with the addresses to watch for requests in flight."""
-        return {instance: frozenset(addresses) for instance, addresses in self._draining.items()}
+        return {instance: frozenset(held.values()) for instance, held in self._draining.items()}
+
+    @property
+    def draining_versions(self) -> frozenset[tuple[str, int]]:
+        """The models and versions that have a draining endpoint."""
+        return frozenset((key.model, key.version) for held in self._draining.values() for key in held)
 
     def apply(self, update: Snapshot | Changes | Connection, now: float) -> frozenset[str]:
         """Take an update in; return the names of the models that are different after it."""
@@ -135,7 +140,7 @@ class Catalog:
         self._forget(key)
         self._records[key.model][key.version, key.instance] = record
         if record.state is ReadyState.DRAINING:
-            self._draining[key.instance][_address(record)] += 1
+            self._draining.setdefault(key.instance, {})[key] = _address(record)
 
     def _remove(self, key: ReadyKey, now: float) -> None:
         record = self._records[key.model].get((key.version, key.instance))
@@ -154,13 +159,9 @@ class Catalog:
 
     def _forget(self, key: ReadyKey) -> None:
         """Undo what this key's present record counts for outside its model."""
-        record = self._records[key.model].get((key.version, key.instance))
-        if record is not None and record.state is ReadyState.DRAINING:
-            addresses = self._draining[key.instance]
-            addresses[_address(record)] -= 1
-            self._draining[key.instance] = +addresses
-            if not self._draining[key.instance]:
-                del self._draining[key.instance]
+        held = self._draining.get(key.instance)
+        if held is not None and held.pop(key, None) is not None and not held:
+            del self._draining[key.instance]
         if keys := self._suspect_keys.get(key.instance):
             keys.discard(key)
             if not keys:

@@ -6,13 +6,10 @@ import os
 import socket
 from dataclasses import dataclass, field
 
+from control_plane.envoy_files import split_address
 from control_plane.resources.settings import DataPlaneSettings
 from registry.etcd import EtcdConfig
 from registry.keys import DEFAULT_PREFIX
-
-
-def _default_replica() -> str:
-    return f"{socket.gethostname()}-{os.getpid()}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,8 +19,8 @@ class ControlPlaneConfig:
     etcd: EtcdConfig = field(default_factory=EtcdConfig)
     prefix: str = field(default=DEFAULT_PREFIX, metadata={"help": "prefix of the fleet's keys in etcd"})
     replica: str = field(
-        default_factory=_default_replica,
-        metadata={"help": "this replica's name in the registry; unique among the control planes (default: HOST-PID)"},
+        default="",
+        metadata={"help": "this replica's name in the registry, unique among the control planes; empty: HOST-PID"},
     )
     xds_listen: str = field(
         default="0.0.0.0:18000", metadata={"help": "address for Envoys (xDS and load reports)", "metavar": "HOST:PORT"}
@@ -53,13 +50,15 @@ class ControlPlaneConfig:
 
     def __post_init__(self) -> None:
         for name in ("xds_listen", "http_listen"):
-            host, _, port = getattr(self, name).rpartition(":")
-            if not host or not port.isdigit() or int(port) > 65535:
-                raise ValueError(f"{name}: {getattr(self, name)!r} is not HOST:PORT, for example 0.0.0.0:18000")
-        for name in ("lease_ttl", "lost_lease_grace", "settle_time"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}: {getattr(self, name)} is negative; give a number of seconds")
-        if self.lease_ttl < 2:
-            raise ValueError(f"lease_ttl: {self.lease_ttl} is too short to be renewed in time; give at least 2 seconds")
-        if not self.replica:
-            raise ValueError("replica: the name is empty; leave it out for HOST-PID")
+            try:
+                split_address(getattr(self, name))
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}, for example 0.0.0.0:18000") from None
+        for name, low in (("lease_ttl", 2.0), ("lost_lease_grace", 0.0), ("settle_time", 0.0)):
+            if not low <= getattr(self, name) < float("inf"):
+                raise ValueError(f"{name}: {getattr(self, name)} is not possible; give at least {low:g} seconds")
+
+    @property
+    def replica_name(self) -> str:
+        """The name in the registry."""
+        return self.replica or f"{socket.gethostname()}-{os.getpid()}"

@@ -42,7 +42,7 @@ class HttpServer:
     """
 
     def __init__(self, host: str, port: int, metrics: CollectorRegistry, not_ready: Callable[[], str]) -> None:
-        self._metrics = make_wsgi_app(metrics)
+        self._metrics: Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]] = make_wsgi_app(metrics)
         self._not_ready = not_ready
         self._server = _Server((host, port), _Handler)
         self._server.set_app(self._app)

@@ -2,7 +2,37 @@
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge
+from collections.abc import Iterator, Mapping
+
+from prometheus_client import CollectorRegistry, Gauge
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
+
+from control_plane.xds.events import short_type
+from control_plane.xds.subscription import Counters
+
+_TOTALS = {
+    "responses": "responses sent to Envoys",
+    "sent": "resources sent to Envoys",
+    "removed": "removals sent to Envoys",
+    "acked": "responses that Envoys acknowledged",
+    "nacked": "responses that Envoys refused",
+}
+
+
+class _Totals(Collector):
+    """The streams' totals, as the event loop left them last: a scrape comes from another thread."""
+
+    def __init__(self) -> None:
+        self.now: Mapping[str, Counters] = {}
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        now = self.now
+        for name, text in _TOTALS.items():
+            family = CounterMetricFamily(f"modelplane_xds_{name}", f"{text}, by type", labels=["type"])
+            for type_url, counters in sorted(now.items()):
+                family.add_metric([short_type(type_url)], getattr(counters, name))
+            yield family
 
 
 class Metrics:
@@ -10,7 +40,9 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        gauge, counter = self._gauge, self._counter
+        self._totals = _Totals()
+        self.registry.register(self._totals)
+        gauge = self._gauge
         self.registry_connected = gauge("registry_connected", "1 while etcd answers")
         self.registry_revision = gauge("registry_revision", "newest etcd revision with a consequence for Envoy")
         self.converged_revision = gauge("converged_revision", "newest revision that every connected Envoy acknowledged")
@@ -20,13 +52,10 @@ class Metrics:
         self.draining = gauge("draining_instances", "instances that take no new requests")
         self.envoys = gauge("envoys", "connected xDS streams")
         self.resources = gauge("resources", "resources held, by type", "type")
-        self.responses = counter("xds_responses", "responses sent to Envoys, by type", "type")
-        self.resources_sent = counter("xds_resources_sent", "resources and removals sent to Envoys, by type", "type")
-        self.acks = counter("xds_acks", "responses acknowledged, by type", "type")
-        self.nacks = counter("xds_nacks", "responses refused, by type", "type")
+
+    def streams(self, totals: Mapping[str, Counters]) -> None:
+        """What the streams have counted so far, by type URL."""
+        self._totals.now = totals
 
     def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
         return Gauge(f"modelplane_{name}", text, labels, registry=self.registry)
-
-    def _counter(self, name: str, text: str, *labels: str) -> Counter:
-        return Counter(f"modelplane_{name}", text, labels, registry=self.registry)

@@ -1,0 +1,77 @@
+"""registry -> catalog -> resources, as one pure step: an update in, the table's change out.
+
+Invariant: what is in the table is the translation of the catalog's models and nothing else; a step touches only the
+resources of the models that changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from control_plane.catalog import Catalog
+from control_plane.model import Model
+from control_plane.resources.names import grpc_cluster, rest_cluster
+from control_plane.resources.resource import Resource
+from control_plane.resources.settings import DataPlaneSettings
+from control_plane.resources.translate import fleet_resources, model_resources
+from control_plane.xds.table import ResourceTable, TableChange
+from registry.follow import Changes, Connection, Snapshot
+
+
+class Pipeline:
+    """Owns the catalog and the table. Not for threads."""
+
+    def __init__(self, catalog: Catalog, table: ResourceTable, settings: DataPlaneSettings) -> None:
+        self.catalog = catalog
+        self.table = table
+        self._settings = settings
+        self._names: dict[str, frozenset[tuple[str, str]]] = {}
+        self._pins: dict[str, int] = {}
+        self._fleet_is_stale = True
+
+    def apply(self, update: Snapshot | Changes | Connection, now: float) -> TableChange:
+        """Take in a registry update. `now` in monotonic seconds."""
+        change = self._translate(self.catalog.apply(update, now))
+        if isinstance(update, Snapshot):
+            self.table.mark_ready()
+        return change
+
+    def expire(self, now: float) -> TableChange:
+        """Give up what has been in doubt for too long."""
+        return self._translate(self.catalog.expire(now))
+
+    def draining_clusters(self) -> frozenset[str]:
+        """The clusters with a draining endpoint: those whose requests in flight are to be watched."""
+        return frozenset(
+            name_of(model, version)
+            for model, draining in self.catalog.draining_versions
+            for name_of in (grpc_cluster, rest_cluster)
+            for version in (draining, None)
+        )
+
+    def _translate(self, changed: Iterable[str]) -> TableChange:
+        puts: list[Resource] = []
+        removes: list[tuple[str, str]] = []
+        for name in sorted(changed):
+            model = self.catalog.models.get(name)
+            resources = () if model is None else model_resources(model, self._settings)
+            names = frozenset((resource.type_url, resource.name) for resource in resources)
+            removes += sorted(self._names.pop(name, frozenset()) - names)
+            if names:
+                self._names[name] = names
+            puts += resources
+            self._pin(name, model)
+        if self._fleet_is_stale:
+            puts += fleet_resources(self._pins, self._settings)
+            self._fleet_is_stale = False
+        return self.table.update(puts, removes, self.catalog.revision)
+
+    def _pin(self, name: str, model: Model | None) -> None:
+        version = model.served if model is not None and model.pinned else None
+        if self._pins.get(name) == version:
+            return
+        if version is None:
+            del self._pins[name]
+        else:
+            self._pins[name] = version
+        self._fleet_is_stale = True

@@ -1,0 +1,223 @@
+"""A control-plane replica: the asyncio shell around the pipeline, the xDS server and the registry.
+
+Invariants: Envoys are served nothing before the whole registry was read once; when etcd goes away they keep what they
+have; every task is owned by `serve` and ends with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1._async import HealthServicer
+
+from control_plane.catalog import Catalog
+from control_plane.config import ControlPlaneConfig
+from control_plane.envoy_files import split_address
+from control_plane.http import HttpServer
+from control_plane.metrics import Metrics
+from control_plane.pipeline import Pipeline
+from control_plane.replica import DrainLedger
+from control_plane.suspects import SuspectPolicy
+from control_plane.xds.events import short_type
+from control_plane.xds.load_reports import LoadReportServer
+from control_plane.xds.server import SERVER_OPTIONS, XdsServer
+from control_plane.xds.table import ResourceTable, TableChange
+from registry.etcd import EtcdClient
+from registry.follow import Connection, Snapshot, follow
+from registry.keys import Keyspace, PlaneKey
+from registry.leased import LeasedKeys
+from registry.records import PlaneRecord, encode_plane
+
+log = logging.getLogger(__name__)
+
+# A burst of changes becomes one write of this replica's record; far below what a drain's user would notice.
+_RECORD_PAUSE = 0.02
+
+
+class AddressInUseError(OSError):
+    """A port that this replica needs is taken; the message says which and what to do."""
+
+
+class ControlPlane:
+    """One replica. `run` works until cancelled."""
+
+    def __init__(self, config: ControlPlaneConfig) -> None:
+        self._config = config
+        self._keyspace = Keyspace(config.prefix)
+        self._metrics = Metrics()
+        self._table = ResourceTable()
+        self._pipeline = Pipeline(
+            Catalog(self._keyspace, SuspectPolicy(grace=config.lost_lease_grace)), self._table, config.data_plane
+        )
+        self._xds = XdsServer(self._table, on_change=self._stirred, settle_seconds=config.settle_time)
+        self._loads = LoadReportServer(on_change=self._stirred, nodes=lambda: self._xds.nodes)
+        self._ledger = DrainLedger()
+        self._connected = False
+        self._trouble = "the registry has not been read yet"
+        self._moved = asyncio.Event()
+        self._timers = asyncio.Event()
+
+    def not_ready(self) -> str:
+        """Why Envoys can't be served; empty if they can. May be called from any thread."""
+        return "" if self._table.ready else self._trouble
+
+    async def run(self) -> None:
+        """Listen, follow the registry, serve Envoys. Raises AddressInUseError."""
+        http_host, http_port = split_address(self._config.http_listen)
+        async with EtcdClient(self._config.etcd) as client, self._grpc_server():
+            with _http_server(http_host, http_port, self._metrics, self.not_ready):
+                log.info("replica %s: xDS on %s", self._config.replica_name, self._config.xds_listen)
+                keys = LeasedKeys(client, self._config.lease_ttl)
+                try:
+                    async with asyncio.TaskGroup() as tasks:
+                        tasks.create_task(self._follow(client), name="follow")
+                        tasks.create_task(self._expire(), name="expire")
+                        tasks.create_task(keys.run(), name="lease")
+                        tasks.create_task(self._publish_record(keys), name="record")
+                finally:
+                    await keys.close()
+
+    async def _follow(self, client: EtcdClient) -> None:
+        async for update in follow(client, self._config.prefix):
+            now = asyncio.get_running_loop().time()
+            if isinstance(update, Connection):
+                self._connection_changed(update)
+            self._publish(self._pipeline.apply(update, now))
+            if isinstance(update, Snapshot):
+                self._connected = True
+                catalog = self._pipeline.catalog
+                log.info(
+                    "registry read at revision %d: %d models on %d instances",
+                    update.revision, len(catalog.models), len(catalog.instances),
+                )  # fmt: skip
+            self._timers.set()
+
+    def _connection_changed(self, update: Connection) -> None:
+        self._connected = update.connected
+        if update.connected:
+            log.info("registry is back: %s", update.detail)
+        else:
+            self._trouble = f"the registry does not answer: {update.detail}"
+            log.warning("registry lost, Envoys keep what they have: %s", update.detail)
+
+    async def _expire(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            deadline = self._pipeline.catalog.next_deadline(loop.time())
+            self._timers.clear()
+            try:
+                async with asyncio.timeout_at(deadline):
+                    await self._timers.wait()
+            except TimeoutError:
+                self._publish(self._pipeline.expire(loop.time()))
+
+    def _publish(self, change: TableChange) -> None:
+        draining = self._pipeline.catalog.draining
+        self._ledger.update(draining, self._pipeline.catalog.revision)
+        self._loads.set_draining(draining, self._pipeline.draining_clusters())
+        self._xds.publish(change)
+        self._stirred()
+
+    def _stirred(self) -> None:
+        self._moved.set()
+
+    async def _publish_record(self, keys: LeasedKeys) -> None:
+        key = self._keyspace.make(PlaneKey(self._config.replica_name))
+        published: PlaneRecord | None = None
+        while True:
+            await self._moved.wait()
+            self._moved.clear()
+            record = self._ledger.record(
+                self._pipeline.catalog.draining,
+                self._loads.in_flight,
+                converged_revision=self._xds.converged_revision(),
+                envoys=len(self._xds.nodes),
+                version=version("modelplane"),
+            )
+            self._count(record)
+            if record != published and self._table.ready:
+                keys.set({key: encode_plane(record)})
+                published = record
+            await asyncio.sleep(_RECORD_PAUSE)
+
+    def _count(self, record: PlaneRecord) -> None:
+        metrics, catalog = self._metrics, self._pipeline.catalog
+        metrics.registry_connected.set(self._connected)
+        metrics.registry_revision.set(catalog.revision)
+        metrics.converged_revision.set(record.converged_revision)
+        metrics.models.set(len(catalog.models))
+        metrics.instances.set(len(catalog.instances))
+        metrics.suspects.set(len(catalog.suspects))
+        metrics.draining.set(len(catalog.draining))
+        metrics.envoys.set(record.envoys)
+        for type_url in self._table.types():
+            metrics.resources.labels(short_type(type_url)).set(len(self._table.entries(type_url)))
+        metrics.streams(self._xds.totals())
+
+    @asynccontextmanager
+    async def _grpc_server(self) -> AsyncIterator[None]:
+        server = grpc.aio.server(options=SERVER_OPTIONS)
+        health = HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(health, server)
+        server.add_generic_rpc_handlers((*self._xds.handlers(), *self._loads.handlers()))
+        try:
+            server.add_insecure_port(self._config.xds_listen)
+        except RuntimeError as error:
+            raise _taken(self._config.xds_listen, "--xds-listen") from error
+        await server.start()
+        await health.set("", health_pb2.HealthCheckResponse.SERVING)
+        try:
+            yield
+        finally:
+            await health.enter_graceful_shutdown()
+            await self._xds.close()
+            await self._loads.close()
+            await server.stop(grace=0.5)
+
+
+@asynccontextmanager
+async def _stop_on_signals() -> AsyncIterator[asyncio.Event]:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    try:
+        yield stop
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
+
+
+def _taken(address: str, flag: str) -> AddressInUseError:
+    return AddressInUseError(f"{address} can't be listened on: is something else there? Choose another with {flag}")
+
+
+def _http_server(host: str, port: int, metrics: Metrics, not_ready: Callable[[], str]) -> HttpServer:
+    try:
+        return HttpServer(host, port, metrics.registry, not_ready)
+    except OSError as error:
+        raise _taken(f"{host}:{port}", "--http-listen") from error
+
+
+async def serve(config: ControlPlaneConfig) -> None:
+    """Run a replica until SIGTERM or SIGINT. Raises AddressInUseError."""
+    async with _stop_on_signals() as stop:
+        running = asyncio.create_task(ControlPlane(config).run(), name="control-plane")
+        stopping = asyncio.create_task(stop.wait(), name="stop")
+        await asyncio.wait((running, stopping), return_when=asyncio.FIRST_COMPLETED)
+        if not running.done():
+            log.info("stopping")
+            running.cancel()
+        stopping.cancel()
+        await asyncio.gather(stopping, return_exceptions=True)
+        try:
+            await running
+        except asyncio.CancelledError:
+            log.info("stopped")

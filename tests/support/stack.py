@@ -1,0 +1,206 @@
+"""A whole fleet of real processes for a scenario: etcd, a control plane, Envoy, and instances with their monitors."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from control_plane.envoy_files import render_bootstrap
+from registry.etcd import EtcdClient, EtcdConfig
+from registry.keys import InstanceKey, Keyspace, PlaneKey, ReadyKey
+from registry.records import InstanceRecord, PlaneRecord, ReadyRecord, decode_instance, decode_plane, decode_ready
+from tests.support.envoy import Envoy
+from tests.support.etcd import Etcd
+from tests.support.processes import ChildProcess, free_port, wait_for_port
+from tests.support.waiting import eventually
+
+_MODELPLANE = (sys.executable, "-m", "modelplane")
+
+
+def children_of(pid: int) -> list[int]:
+    """The pids of a process's direct children."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+@dataclass
+class Instance:
+    """One model server and the monitor that owns it."""
+
+    name: str
+    grpc_port: int
+    rest_port: int
+    monitor: ChildProcess
+
+    @property
+    def server_pid(self) -> int:
+        """The model server's own pid: the monitor's child."""
+        (pid,) = children_of(self.monitor.pid)
+        return pid
+
+    @property
+    def grpc(self) -> str:
+        return f"127.0.0.1:{self.grpc_port}"
+
+
+@dataclass
+class Registry:
+    """What stands in etcd at one moment."""
+
+    instances: dict[str, InstanceRecord] = field(default_factory=dict)
+    ready: dict[ReadyKey, ReadyRecord] = field(default_factory=dict)
+    planes: dict[str, PlaneRecord] = field(default_factory=dict)
+
+
+class Stack:
+    """Start parts one by one; `close` ends them all, by the pids that it started."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self.grpc_port, self.rest_port = free_port(), free_port()
+        self.xds_port, self.http_port, self.admin_port = free_port(), free_port(), free_port()
+        self.instances: dict[str, Instance] = {}
+        self._closers: list[Callable[[], object]] = []
+        self.etcd = Etcd(folder)
+        self._closers.append(self.etcd.close)
+        self.plane = self.start_plane()
+        self.envoy = self.start_envoy()
+
+    @property
+    def grpc(self) -> str:
+        return f"127.0.0.1:{self.grpc_port}"
+
+    @property
+    def rest(self) -> str:
+        return f"http://127.0.0.1:{self.rest_port}"
+
+    def start_plane(self) -> ChildProcess:
+        child = ChildProcess(
+            [
+                *_MODELPLANE,
+                "control-plane",
+                *("--etcd", self.etcd.endpoint),
+                *("--replica", "plane-0"),
+                *("--xds-listen", f"127.0.0.1:{self.xds_port}"),
+                *("--http-listen", f"127.0.0.1:{self.http_port}"),
+                *("--listen-address", "127.0.0.1"),
+                *("--grpc-port", str(self.grpc_port)),
+                *("--rest-port", str(self.rest_port)),
+                "--no-reuse-port",
+            ],
+            self.folder / "control-plane.log",
+        )
+        self._closers.append(child.stop)
+        wait_for_port(self.xds_port, child)
+        self.plane = child
+        return child
+
+    def start_envoy(self) -> Envoy:
+        bootstrap = render_bootstrap((f"127.0.0.1:{self.xds_port}",), admin=f"127.0.0.1:{self.admin_port}")
+        envoy = Envoy(self.folder, bootstrap, self.admin_port, workers=2)
+        self._closers.append(envoy.close)
+        self.envoy = envoy
+        return envoy
+
+    def start_instance(
+        self,
+        name: str,
+        models: Mapping[str, Path],
+        *,
+        versions: int = 2,
+        server_flags: tuple[str, ...] = (),
+        monitor_flags: tuple[str, ...] = (),
+    ) -> Instance:
+        """Start a model server for `models` (name -> base path), which keeps the newest `versions` of each, under a
+        monitor. A name that was used before is the same instance again, on its old ports."""
+        known = self.instances.get(name)
+        grpc_port, rest_port = (known.grpc_port, known.rest_port) if known else (free_port(), free_port())
+        config = self.folder / f"{name}.config"
+        config.write_text(model_config(models, versions))
+        monitor = ChildProcess(
+            [
+                *_MODELPLANE,
+                "monitor",
+                *("--etcd", self.etcd.endpoint),
+                *("--instance", name),
+                *monitor_flags,
+                "--",
+                *_MODELPLANE,
+                "model-server",
+                f"--port={grpc_port}",
+                f"--rest_api_port={rest_port}",
+                f"--model_config_file={config}",
+                *server_flags,
+            ],
+            self.folder / f"{name}.log",
+        )
+        self._closers.append(monitor.stop)
+        instance = Instance(name, grpc_port, rest_port, monitor)
+        self.instances[name] = instance
+        return instance
+
+    async def registry(self) -> Registry:
+        """Read all of it."""
+        space, picture = Keyspace(), Registry()
+        async with EtcdClient(EtcdConfig((self.etcd.endpoint,))) as client:
+            listing = await client.list(space.prefix)
+        for entry in listing.entries:
+            match space.parse(entry.key):
+                case InstanceKey(name):
+                    picture.instances[name] = decode_instance(entry.value)
+                case ReadyKey() as key:
+                    picture.ready[key] = decode_ready(entry.value)
+                case PlaneKey(name):
+                    picture.planes[name] = decode_plane(entry.value)
+                case _:
+                    pass
+        return picture
+
+    async def until_ready(self, *keys: ReadyKey, timeout: float = 90.0) -> None:
+        """Wait until these servables are READY and every Envoy has acknowledged it."""
+
+        async def done() -> bool:
+            picture = await self.registry()
+            for instance in self.instances.values():
+                assert instance.monitor.alive(), instance.monitor.output[-3000:]
+            missing = [key for key in keys if (r := picture.ready.get(key)) is None or r.state != "READY"]
+            assert not missing, f"{missing}; instances say {picture.instances}"
+            # The record is written again once the Envoys have acknowledged what the newest of these keys brought.
+            revisions = await self._mod_revisions(*keys)
+            assert all(plane.converged_revision >= max(revisions) for plane in picture.planes.values())
+            return bool(picture.planes)
+
+        await eventually(done, f"{', '.join(f'{k.model}@{k.version} on {k.instance}' for k in keys)}", timeout)
+        await self.envoy.ready()
+
+    async def _mod_revisions(self, *keys: ReadyKey) -> list[int]:
+        async with EtcdClient(EtcdConfig((self.etcd.endpoint,))) as client:
+            entries = [await client.get(Keyspace().make(key)) for key in keys]
+        return [entry.mod_revision for entry in entries if entry is not None]
+
+    def close(self) -> None:
+        """End everything, newest first, except that the registry outlives those who write to it."""
+        for instance in self.instances.values():
+            if instance.monitor.alive():
+                instance.monitor.send(signal.SIGTERM)
+        failures = []
+        for closer in reversed(self._closers):
+            try:
+                closer()
+            except Exception as error:  # noqa: BLE001 - the others must be ended too
+                failures.append(error)
+        if failures:
+            raise ExceptionGroup("ending the stack", failures)
+
+
+def model_config(models: Mapping[str, Path], versions: int) -> str:
+    """TF Serving's model_config_file."""
+    rows = "".join(
+        f'  config {{ name: "{name}" base_path: "{path}" model_platform: "tensorflow" '
+        f"model_version_policy {{ latest {{ num_versions: {versions} }} }} }}\n"
+        for name, path in models.items()
+    )
+    return f"model_config_list {{\n{rows}}}\n"
