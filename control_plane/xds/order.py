@@ -99,8 +99,11 @@ class Order:
         """
         unsettled = dict.fromkeys(self.warming, sequence + 1)
         for name, item in endpoints.items.items() if endpoints is not None else ():
-            if item.on_its_way and name not in unsettled:
-                unsettled[name] = sequence + 1 if item.due is not None else item.last_sent
+            sent = self.warming.get(name, 0)
+            if item.due is None and item.flying and sent is not None and item.last_sent > sent:
+                unsettled[name] = item.last_sent
+            elif item.on_its_way:
+                unsettled[name] = sequence + 1
         if not everything:
             unsettled = {name: unsettled[name] for name in unsettled.keys() & resource.requires}
         self.waiting[resource.type_url, resource.name] = Waiting(resource, deadline, unsettled)

@@ -10,34 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from control_plane.resources.resource import Resource
+from control_plane.resources.wire import string_field, varint
 
-_LENGTH_DELIMITED = 2
-
-
-def _tag(field: int) -> bytes:
-    return bytes((field << 3 | _LENGTH_DELIMITED,))
-
-
-# Resource
-_VERSION, _RESOURCE, _NAME = _tag(1), _tag(2), _tag(3)
-# DeltaDiscoveryResponse
-_SYSTEM_VERSION_INFO, _RESOURCES, _TYPE_URL, _NONCE, _REMOVED = _tag(1), _tag(2), _tag(4), _tag(5), _tag(6)
-
-
-def _varint(value: int) -> bytes:
-    if value < 0x80:
-        return bytes((value,))
-    encoded = bytearray()
-    while value >= 0x80:
-        encoded.append(value & 0x7F | 0x80)
-        value >>= 7
-    encoded.append(value)
-    return bytes(encoded)
-
-
-def _text(tag: bytes, text: str) -> bytes:
-    raw = text.encode()
-    return tag + _varint(len(raw)) + raw
+# Field numbers of Resource
+_VERSION, _RESOURCE, _NAME = 1, 2, 3
+# and of DeltaDiscoveryResponse
+_SYSTEM_VERSION_INFO, _RESOURCES, _TYPE_URL, _NONCE, _REMOVED = 1, 2, 4, 5, 6
+_BODY_TAG, _ENTRY_TAG = varint(_RESOURCE << 3 | 2), varint(_RESOURCES << 3 | 2)
 
 
 def framed_size(resource: Resource) -> int:
@@ -46,28 +25,26 @@ def framed_size(resource: Resource) -> int:
 
 
 def _entry(resource: Resource) -> tuple[bytes, bytes]:
-    """The entry up to the body, and the body."""
+    """The entry up to the body, and the body, which is not copied before the response is put together."""
     head = b"".join(
         (
-            _text(_VERSION, resource.version),
-            _text(_NAME, resource.name),
-            _RESOURCE,
-            _varint(len(resource.body)),
+            string_field(_VERSION, resource.version),
+            string_field(_NAME, resource.name),
+            _BODY_TAG,
+            varint(len(resource.body)),
         )
     )
-    return _RESOURCES + _varint(len(head) + len(resource.body)) + head, resource.body
+    return _ENTRY_TAG + varint(len(head) + len(resource.body)) + head, resource.body
 
 
 def delta_response(
     type_url: str, nonce: str, resources: Sequence[Resource], removed: Iterable[str], system_version: str = ""
 ) -> bytes:
     """A serialised DeltaDiscoveryResponse. `system_version` is for humans who debug; clients must not read it."""
-    parts: list[bytes] = []
-    if system_version:
-        parts.append(_text(_SYSTEM_VERSION_INFO, system_version))
+    parts = [string_field(_SYSTEM_VERSION_INFO, system_version)]
     for resource in resources:
         parts += _entry(resource)
-    parts.append(_text(_TYPE_URL, type_url))
-    parts.append(_text(_NONCE, nonce))
-    parts += (_text(_REMOVED, name) for name in removed)
+    parts += (string_field(_TYPE_URL, type_url), string_field(_NONCE, nonce))
+    # A repeated field: unlike a single one, an empty name would have to be there.
+    parts += (varint(_REMOVED << 3 | 2) + varint(len(raw)) + raw for raw in (name.encode() for name in removed))
     return b"".join(parts)

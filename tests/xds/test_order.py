@@ -129,6 +129,15 @@ def test_a_listener_waits_at_the_start_for_everything_before_it():
     talk.ack(clusters)
 
 
+def test_a_listener_asked_for_while_endpoints_are_on_their_way_waits_for_those_only():
+    talk = Talk.about(A, EA, listener())
+    talk.ask(CDS)
+    (endpoint,) = talk.ask(EDS, ["a"])
+    assert talk.ask(LDS) == []
+    (last,) = talk.ack(endpoint)
+    assert last.type_url == LDS
+
+
 def test_a_listener_is_not_held_for_a_client_without_clusters():
     talk = Talk.about(A, EA, listener())
     (response,) = talk.ask(LDS, ["grpc"])

@@ -193,7 +193,7 @@ class Session(RuleBasedStateMachine):
             then = [index for index, (revision, _) in enumerate(versions) if revision <= converged]
             if then:
                 allowed = {version for _, version in versions[then[-1] :]}
-                assert self.held[kind].get(name) in allowed, (short := kind, name, converged)
+                assert self.held[kind].get(name) in allowed, (kind, name, converged)
 
     def teardown(self) -> None:
         if not hasattr(self, "stream"):

@@ -1,0 +1,158 @@
+"""The xDS and load report servers with the real Envoy."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from control_plane.catalog import Address
+from control_plane.xds.events import HeldTooLong, Refused
+from tests.support.processes import free_port
+from tests.support.waiting import eventually
+from tests.xds.client import CDS, ECDS, EDS, LDS
+from tests.xds.world import Backend, Probe, ask, assignment, eds_cluster, listener, plane_and_envoy, router
+
+pytestmark = pytest.mark.scenario
+
+
+async def test_clusters_added_and_removed_under_load(tmp_path):
+    """Waits until each of 100 models answers, each probed from before it exists; nothing but 404 then 200. All the
+    while the router's default moves to the newest model, and requests that name none are answered every time."""
+    port = free_port()
+    async with Backend().running() as backend:
+        first = (eds_cluster("m0"), assignment("m0", backend.port), router("m0"), listener(port))
+        async with plane_and_envoy(tmp_path, *first) as (plane, envoy):
+            wrong: list[tuple[str, int]] = []
+            running = True
+
+            async def probe_one(name: str) -> None:
+                async with Probe(port) as probe:
+                    seen = 404
+                    while seen != 200:
+                        status = await probe.get(cluster=name)
+                        if status not in (404, 200):
+                            wrong.append((name, status))
+                        seen = status
+                        await asyncio.sleep(0.002)
+                    for _ in range(20):
+                        status = await probe.get(cluster=name)
+                        if status != 200:
+                            wrong.append((name, status))
+
+            async def probe_default() -> int:
+                count = 0
+                async with Probe(port) as probe:
+                    while running:
+                        status = await probe.get()
+                        count += 1
+                        if status != 200:
+                            wrong.append(("default", status))
+                return count
+
+            default = asyncio.create_task(probe_default())
+            probes = []
+            for number in range(1, 101):
+                name = f"m{number}"
+                probes.append(asyncio.create_task(probe_one(name)))
+                plane.change(eds_cluster(name), assignment(name, backend.port), router(name))
+                await asyncio.sleep(0.005)
+            await asyncio.gather(*probes)
+            removes = [(kind, f"m{number}") for number in range(1, 100) for kind in (CDS, EDS)]
+            last = plane.change(removes=removes)
+            await eventually(lambda: plane.converged(last), "all removals to be acknowledged")
+            running = False
+            assert await default > 20
+            assert wrong == []
+            assert not [event for event in plane.events if isinstance(event, HeldTooLong | Refused)]
+            assert envoy.stats("cluster_manager.active_clusters")["cluster_manager.active_clusters"] == 3
+
+
+async def test_a_restarted_control_plane_sends_nothing_that_has_not_changed(tmp_path):
+    """Waits until Envoy has come back to a control plane that was restarted, twice: with nothing changed, and with one
+    endpoint changed meanwhile."""
+    port = free_port()
+    async with Backend().running() as one, Backend().running() as two:
+        resources = [eds_cluster("a"), assignment("a", one.port), router("a"), listener(port)]
+        resources += [each for n in range(20) for each in (eds_cluster(f"m{n}"), assignment(f"m{n}", one.port))]
+        async with plane_and_envoy(tmp_path, *resources) as (plane, _):
+            await eventually(lambda: plane.converged(plane.revision), "Envoy to have everything")
+            for changed in (False, True):
+                await plane.stop()
+                assert await ask(port) == 200
+                if changed:
+                    plane.table.update([assignment("a", two.port)], [], plane.revision)
+                await plane.start()
+                await eventually(
+                    lambda: plane.xds.streams and plane.xds.streams[0].types.keys() >= {CDS, EDS, LDS, ECDS},
+                    "Envoy to subscribe again",
+                )
+                await eventually(lambda: plane.converged(plane.revision), "Envoy to be up to date")
+                assert plane.sent() == int(changed)
+                assert await ask(port) == 200
+            assert two.served == 1
+
+
+async def test_a_changed_cluster_becomes_active(tmp_path):
+    """Waits until a cluster whose definition changed, and its CDS ACK, are through: without its EDS again it would
+    warm for ever."""
+    port = free_port()
+    async with Backend().running() as backend:
+        resources = (eds_cluster("a"), assignment("a", backend.port), router("a"), listener(port))
+        async with plane_and_envoy(tmp_path, *resources) as (plane, envoy):
+            revision = plane.change(eds_cluster("a", timeout_ms=700))
+            await eventually(lambda: plane.converged(revision), "the change to be acknowledged")
+            assert envoy.stats("warming_clusters")["cluster_manager.warming_clusters"] == 0
+            assert '"0.700s"' in envoy.admin("/config_dump?resource=dynamic_active_clusters")
+            assert await ask(port) == 200
+
+
+async def test_a_bad_cluster_does_not_hold_up_the_others(tmp_path):
+    """Waits until the good cluster of a response that Envoy refuses serves, and until a mended one is acknowledged."""
+    port = free_port()
+    async with Backend().running() as backend:
+        resources = (eds_cluster("a"), assignment("a", backend.port), router("a"), listener(port))
+        async with plane_and_envoy(tmp_path, *resources) as (plane, _):
+            before = plane.revision
+            await eventually(lambda: plane.converged(before), "Envoy to have everything")
+            both = [assignment(name, backend.port) for name in ("bad", "good")]
+            plane.change(eds_cluster("bad", bad=True), eds_cluster("good"), *both, router("good"))
+            await eventually(lambda: [e for e in plane.events if isinstance(e, Refused)], "the NACK")
+            refused = next(event for event in plane.events if isinstance(event, Refused))
+            assert refused.type_url == CDS
+            assert set(refused.names) == {"bad", "good"}
+            assert "bad" in refused.message
+            assert await ask(port, cluster="good") == 200
+            assert await ask(port) == 200
+            assert plane.xds.converged_revision() == before
+            revision = plane.change(eds_cluster("bad"), eds_cluster("good", timeout_ms=900))
+            await eventually(lambda: plane.converged(revision), "the mended cluster to be acknowledged")
+            assert await ask(port, cluster="bad") == 200
+
+
+async def test_requests_in_flight_of_a_draining_endpoint(tmp_path):
+    """Waits for load reports: nothing is known before two of them, then 3 in flight, and 0 when those have ended."""
+    port = free_port()
+    async with Backend().running() as one, Backend().running() as two:
+        resources = (eds_cluster("a"), assignment("a", one.port, two.port), router("a"), listener(port))
+        async with plane_and_envoy(tmp_path, *resources) as (plane, _):
+            slow = [asyncio.create_task(ask(port, "/slow")) for _ in range(6)]
+            await eventually(lambda: one.waiting == 3 and two.waiting == 3, "six requests in flight")
+            assert plane.loads.in_flight("127.0.0.1", one.port) is None
+            revision = plane.change(assignment("a", one.port, two.port, draining=[one.port]))
+            drain = {"i": frozenset({Address("127.0.0.1", one.port, 0)})}
+            plane.loads.set_draining(drain, clusters=["a"])
+            assert plane.loads.in_flight("127.0.0.1", one.port) is None
+            await eventually(lambda: plane.converged(revision), "Envoy to know of the drain")
+            await eventually(lambda: plane.loads.in_flight("127.0.0.1", one.port) == 3, "three requests in flight")
+            served = one.served
+            assert await ask(port) == await ask(port) == 200
+            assert one.served == served
+            one.release.set()
+            await eventually(lambda: plane.loads.in_flight("127.0.0.1", one.port) == 0, "the drain to end")
+            two.release.set()
+            assert await asyncio.gather(*slow) == [200] * 6
+            plane.loads.set_draining({})
+            assert plane.loads.in_flight("127.0.0.1", one.port) is None
+            plane.loads.set_draining(drain)
+            await eventually(lambda: plane.loads.in_flight("127.0.0.1", one.port) == 0, "a drain of an idle endpoint")
