@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
+
+log = logging.getLogger(__name__)
 
 
 class TokenSource:
@@ -27,4 +30,5 @@ class TokenSource:
     def expire(self, token: str) -> None:
         """Drop `token`; one that was renewed in the meantime stays."""
         if self._token == token:
+            log.info("etcd no longer takes our token; asking for another")
             self._token = None

@@ -24,6 +24,7 @@ from registry.etcd.config import EtcdConfig
 from registry.etcd.errors import (
     DeadlineExceeded,
     EtcdError,
+    PermissionDenied,
     TlsFilesUnreadable,
     TokenRejected,
     Unavailable,
@@ -220,7 +221,8 @@ class Connection:
         call = callable_(metadata=(*_metadata(token), *metadata))
         try:
             yield Stream(call, member.address)
-        except TokenRejected:
+        except (TokenRejected, PermissionDenied):
+            # etcd 3.5.1 tells a watch whose token has expired that permission is denied.
             if self._tokens is not None and token is not None:
                 self._tokens.expire(token)
             raise

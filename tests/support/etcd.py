@@ -43,12 +43,13 @@ class Etcd:
     def _data(self) -> Path:
         return self.folder / f"etcd-{self._generation}"
 
-    def _start(self) -> ChildProcess:
+    def _start(self, wait: bool = True) -> ChildProcess:
         peer = f"http://127.0.0.1:{self._peer_port}"
         child = _launch(self.folder, "test", self._data, self._url, peer, f"test={peer}", self._options())
         wait_for_port(self.port, child)
         # It listens before it answers, and one that is killed in between never elects itself again.
-        self._wait_until_it_leads(child)
+        if wait:
+            self._wait_until_it_leads(child)
         return child
 
     def _wait_until_it_leads(self, child: ChildProcess) -> None:
@@ -81,11 +82,12 @@ class Etcd:
     def kill(self) -> None:
         self.child.kill()
 
-    def restart(self, *, empty: bool = False) -> None:
-        """Start again after `kill`, with the old data or with none."""
+    def restart(self, *, empty: bool = False, wait: bool = True) -> None:
+        """Start again after `kill`, with the old data or with none; `wait` False: where etcdctl can't ask whether it
+        leads, for want of a user."""
         self.child.stop()
         self._generation += 1 if empty else 0
-        self.child = self._start()
+        self.child = self._start(wait)
 
     def backup(self, path: Path) -> None:
         """Save a snapshot of the running member."""
@@ -140,6 +142,9 @@ class EtcdCluster:
     def kill(self, index: int) -> None:
         self.children[index].kill()
 
+    def freeze(self, index: int) -> None:
+        self.children[index].send(signal.SIGSTOP)
+
     def restart(self, index: int) -> None:
         """Start a killed member again, with its data."""
         self.children[index].stop()
@@ -157,6 +162,8 @@ class EtcdCluster:
 
     def close(self) -> None:
         for child in self.children:
+            # One that has lost the others takes long to stop by itself.
+            child.kill()
             child.stop()
 
 
