@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from dataclasses import dataclass, field
 
 import grpc
@@ -103,3 +104,12 @@ class EchoRest:
             pass
         finally:
             writer.close()
+
+
+async def _main(identity: str, port: int, delay: float) -> None:
+    async with EchoServer(identity, port, delay, keep=False):
+        await asyncio.Event().wait()
+
+
+if __name__ == "__main__":  # a process of its own, for a test that kills it: IDENTITY PORT DELAY
+    asyncio.run(_main(sys.argv[1], int(sys.argv[2]), float(sys.argv[3])))

@@ -16,16 +16,26 @@ class Envoy:
     """One Envoy with the bootstrap given, whose admin interface listens on 127.0.0.1:`admin_port`.
 
     The constructor waits for the admin interface only; `await ready()` waits until it serves, which with a bootstrap
-    that has no control plane yet is never.
+    that has no control plane yet is never. `override`: YAML or JSON that Envoy merges into the bootstrap.
     """
 
-    def __init__(self, folder: Path, bootstrap: str, admin_port: int, *, name: str = "envoy", workers: int = 1) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        bootstrap: str,
+        admin_port: int,
+        *,
+        name: str = "envoy",
+        workers: int = 1,
+        override: str = "{}",
+    ) -> None:
         self.admin_port = admin_port
         path = folder / f"{name}.yaml"
         path.write_text(bootstrap)
         # No hot restart: it would need a shared-memory id of this Envoy's own.
         arguments = ("--disable-hot-restart", "--concurrency", str(workers), "--log-level", "warning")
-        self.child = ChildProcess([binary("envoy"), "-c", str(path), *arguments], folder / f"{name}.log")
+        command = [binary("envoy"), "-c", str(path), "--config-yaml", override, *arguments]
+        self.child = ChildProcess(command, folder / f"{name}.log")
         wait_for_port(admin_port, self.child)
 
     def admin(self, path: str, *, post: bool = False) -> str:

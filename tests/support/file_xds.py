@@ -22,19 +22,16 @@ from control_plane.resources.resource import CLUSTER, CLUSTER_LOAD_ASSIGNMENT, E
 class FileXds:
     """A folder of xDS files. `publish` writes what changed; Envoy notices by itself."""
 
-    def __init__(self, folder: Path, admin_port: int) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.admin_port = admin_port
         self._files: dict[str, int] = {}
         folder.mkdir(exist_ok=True)
 
     @property
-    def bootstrap(self) -> str:
-        """A bootstrap that reads the folder."""
+    def override(self) -> str:
+        """What of a bootstrap must be different for Envoy to read this folder."""
         sources = {kind: {"path_config_source": {"path": str(self._path(url))}} for kind, url in _ROOTS}
-        admin = {"address": {"socket_address": {"address": "127.0.0.1", "port_value": self.admin_port}}}
-        node = {"id": "test", "cluster": "test"}
-        return json.dumps({"node": node, "admin": admin, "dynamic_resources": sources})
+        return json.dumps({"dynamic_resources": sources})
 
     def publish(self, resources: Iterable[Resource]) -> None:
         """Replace all resources; those that others refer to are written first."""

@@ -12,6 +12,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
+from control_plane.envoy_files import render_bootstrap
 from control_plane.model import Endpoint, Model
 from control_plane.resources.settings import DataPlaneSettings
 from control_plane.resources.translate import fleet_resources, model_resources
@@ -43,13 +44,16 @@ class Fleet:
     def __init__(self, folder: Path, **settings: Any) -> None:
         ports = {"grpc_port": free_port(), "rest_port": free_port()}
         self.settings = DataPlaneSettings(listen_address="127.0.0.1", reuse_port=False, **ports, **settings)
-        self.xds = FileXds(folder / "xds", free_port())
+        self.xds = FileXds(folder / "xds")
         self._folder = folder
         self.envoy: Envoy
 
     async def start(self, models: Iterable[Model], pins: Mapping[str, int] | None = None) -> None:
         self.publish(models, pins)
-        self.envoy = Envoy(self._folder, self.xds.bootstrap, self.xds.admin_port)
+        admin_port = free_port()
+        # The real bootstrap, with nothing where its control plane should be.
+        bootstrap = render_bootstrap([f"127.0.0.1:{free_port()}"], admin=f"127.0.0.1:{admin_port}")
+        self.envoy = Envoy(self._folder, bootstrap, admin_port, override=self.xds.override)
         await self.envoy.ready()
         options = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
         self.channel = grpc.aio.insecure_channel(f"127.0.0.1:{self.settings.grpc_port}", options=options)
