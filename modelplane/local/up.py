@@ -126,7 +126,7 @@ class LocalStack:
         shown: tuple[str, ...] = ()
         while not children.done():
             waiting = self._children.waiting_for
-            if waiting != shown and waiting:
+            if set(waiting) - set(shown):
                 drain = " to finish their requests" if waiting[0] in self._names else ""
                 self._screen.line(f"Ending: waiting for {', '.join(waiting)}{drain} (Ctrl-C: don't wait)")
             shown = waiting

@@ -1,0 +1,189 @@
+"""`modelplane up` with all of its real processes: what it shows, what it serves, and that it leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from modelplane.local.models import examples_folder
+from modelplane.local.ports import is_free
+from tests.support.processes import ChildProcess
+from tests.support.waiting import eventually
+
+pytestmark = pytest.mark.scenario
+
+ANY_PORTS = [f"--{name}-port=0" for name in ("grpc", "rest", "admin", "xds", "http", "etcd")]
+STARTED = 120.0
+
+
+def up(state: Path, *arguments: str) -> ChildProcess:
+    command = [
+        sys.executable,
+        "-m",
+        "modelplane",
+        "up",
+        "--server=stand-in",
+        f"--state={state}",
+        *ANY_PORTS,
+        *arguments,
+    ]
+    return ChildProcess(command, state.with_suffix(".out"))
+
+
+def modelplane(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "modelplane", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The example models, trained once for all tests here."""
+    folder = tmp_path_factory.mktemp("models")
+    subprocess.run([sys.executable, str(examples_folder() / "train.py"), str(folder)], check=True, timeout=120)
+    return folder
+
+
+def family(root: int) -> dict[int, str]:
+    """All descendants of a process, each with its start time, so that a number used again isn't taken for it."""
+    parents: dict[int, int] = {}
+    births: dict[int, str] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        pid = int(stat.parent.name)
+        parents[pid], births[pid] = int(fields[1]), fields[19]
+    found = {root}
+    while more := {pid for pid, parent in parents.items() if parent in found} - found:
+        found |= more
+    return {pid: births[pid] for pid in found - {root}}
+
+
+def survivors(processes: dict[int, str]) -> dict[int, str]:
+    left = {}
+    for pid, birth in processes.items():
+        try:
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if fields[19] == birth and fields[0] != "Z":
+            left[pid] = Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+    return left
+
+
+def ports(output: str) -> list[int]:
+    return sorted({int(port) for port in re.findall(r"127\.0\.0\.1:(\d+)", output)})
+
+
+@pytest.fixture
+def state(tmp_path: Path, models: Path) -> Path:
+    folder = tmp_path / "state"
+    folder.mkdir()
+    shutil.copytree(models, folder / "models")
+    return folder
+
+
+async def test_one_command_shows_a_prediction_and_ctrl_c_leaves_nothing(state: Path) -> None:
+    """Waits for the example client's output, then for the end after SIGINT."""
+    with up(state) as stack:
+        await eventually(
+            lambda: "digits version 1 " in stack.output or not stack.alive(), "the client's answers", STARTED
+        )
+        output = stack.output
+        for step in ("etcd", "control plane", "Envoy", "model servers"):
+            assert re.search(rf"^  {step} +[\d.]+ s", output, re.MULTILINE), output
+        assert "half_plus_two version 1: x = [1, 2, 5] -> y = [2.5, 3.0, 4.5]" in output
+        answers = dict(re.findall(r"^(what was written|digits version \d) +(.*)$", output, re.MULTILINE))
+        assert re.findall(r"\d(?= \()", answers["digits version 2"]) == answers["what was written"].split()
+
+        status = modelplane("status", "--state", str(state))
+        assert status.returncode == 0, status.stderr
+        assert re.search(r"^digits +2 +yes +ready on tfs-0, tfs-1$", status.stdout, re.MULTILINE), status.stdout
+
+        second = modelplane("up", f"--state={state}", *ANY_PORTS)
+        assert second.returncode == 1
+        assert f"{state} is in use by another `modelplane up` (pid {stack.pid})" in second.stderr
+        grpc_port = ports(output.partition("Envoy")[2])[0]
+        taken = modelplane("up", f"--state={state}-2", *ANY_PORTS, f"--grpc-port={grpc_port}")
+        assert taken.returncode == 1
+        assert re.fullmatch(
+            rf"modelplane up: error: port {grpc_port} \(grpc\) is taken by .*envoy.* \(pid \d+\); "
+            r"choose another with --grpc-port\n",
+            taken.stderr,
+        )
+
+        processes = family(stack.pid)
+        assert len(processes) >= 7  # etcd, control plane, Envoy, 2 monitors, 2 servers
+        stack.send(signal.SIGINT)
+        assert stack.wait(60) == 130
+        assert survivors(processes) == {}
+        assert [port for port in ports(output + status.stdout) if not is_free("127.0.0.1", port)] == []
+        assert re.search(
+            r"waiting for tfs-0, tfs-1 .*waiting for envoy .*waiting for control-plane", stack.output, re.DOTALL
+        )
+        assert not (state / "stack.json").exists()
+
+
+async def test_a_broken_model_is_told_and_hurts_nobody_else(state: Path, tmp_path: Path, models: Path) -> None:
+    """Waits for the good model to be ready and the broken ones to be given up; then kills a monitor and waits for its
+    instance's return; then kills `up` itself and waits for all processes to go."""
+    (tmp_path / "broken" / "1").mkdir(parents=True)
+    (tmp_path / "broken" / "1" / "saved_model.pb").write_bytes(b"nonsense")
+    shutil.copytree(models / "half_plus_two", tmp_path / "bare")
+    shutil.rmtree(tmp_path / "bare" / "1" / "variables")
+    mine = [f"--model={name}={tmp_path / name}" for name in ("broken", "bare")]
+    with up(state, f"--model=good={models / 'half_plus_two'}", *mine, "--instances=1") as stack:
+        await eventually(lambda: "Point any" in stack.output or not stack.alive(), "the models to be settled", STARTED)
+        status = modelplane("status", "--state", str(state)).stdout
+        assert re.search(r"^good +1 +yes +ready on tfs-0$", status, re.MULTILINE), status
+        assert re.search(r"^broken version 1 on tfs-0: .*saved_model\.pb", status, re.MULTILINE), status
+        assert re.search(r"^bare +1 +failed on tfs-0$", status, re.MULTILINE), status
+
+        before = family(stack.pid)
+        monitor = next(pid for pid, command in survivors(before).items() if "modelplane monitor" in command)
+        server = next(
+            pid
+            for pid, command in survivors(before).items()
+            if "modelplane model-server" in command and "monitor" not in command
+        )
+        os.kill(monitor, signal.SIGKILL)
+        await eventually(lambda: server not in survivors(before), "the server that it left to be ended")
+        await eventually(lambda: "tfs-0 was ended by SIGKILL; it is started again in" in stack.output, "the report")
+        address = json.loads((state / "stack.json").read_text())["etcd"]
+        await eventually(
+            lambda: (
+                re.search(
+                    r"^good +1 +yes +ready on tfs-0$", modelplane("status", "--etcd", address).stdout, re.MULTILINE
+                )
+                and survivors(family(stack.pid)).keys() - before.keys()
+            ),
+            "the instance's return",
+            60.0,
+        )
+        processes = family(stack.pid)
+        stack.kill()
+        await eventually(lambda: not survivors(processes), "everything to go after SIGKILL", 60.0)
+
+
+async def test_a_core_process_that_cannot_start_is_one_clear_line(state: Path, tmp_path: Path) -> None:
+    """An Envoy that ends at once. Waits for the end."""
+    (tmp_path / "bin").mkdir()
+    fake = tmp_path / "bin" / "envoy"
+    fake.write_text("#!/bin/sh\necho cannot do that >&2\nexit 3\n")
+    fake.chmod(0o755)
+    command = [sys.executable, "-m", "modelplane", "up", "--server=stand-in", f"--state={state}", *ANY_PORTS]
+    with ChildProcess(command, tmp_path / "out", {"PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin"}) as stack:
+        assert stack.wait(60) == 1
+        log = state / "logs" / "envoy.log"
+        assert stack.output.endswith(
+            f"modelplane up: error: envoy ended with exit code 3: cannot do that (log: {log})\n"
+        )
