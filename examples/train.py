@@ -21,9 +21,9 @@ from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # read when TensorFlow is imported: no greetings
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
-for library in ("OPENBLAS", "OMP"):
-    # These matrices are tiny: on a busy machine several threads wait for each other ten times longer than they work.
-    os.environ.setdefault(f"{library}_NUM_THREADS", "1")
+# These matrices are tiny: on a busy machine several threads wait for each other ten times longer than they work.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import tensorflow as tf
