@@ -158,7 +158,7 @@ _EVENTS = st.lists(
         st.tuples(st.just("revoke"), st.none()),
         st.tuples(st.just("backup"), st.none()),
         st.tuples(st.just("restore"), st.booleans()),
-        st.tuples(st.just("tamper"), _KEYS),
+        st.tuples(st.just("tamper"), st.integers(0, 300)),
     ),
     max_size=12,
 )
@@ -187,8 +187,9 @@ def _disturb(world: World, kind: str, what: object) -> None:
             world.store.term += new_term
             # With the term that it had, its connection broke at least.
             world.faults[:0] = [] if new_term else ["before"]
-        case "tamper", str(key):
-            world.store.revision += world.store.keys.pop(key, None) is not None
+        case "tamper", int(number) if world.store.keys:
+            del world.store.keys[sorted(world.store.keys)[number % len(world.store.keys)]]
+            world.store.revision += 1
 
 
 @settings(max_examples=300, deadline=None)
@@ -260,3 +261,106 @@ def test_a_refused_write_is_tried_about_once_a_second() -> None:
         elif not world.step():
             world.now += 0.05
     assert 18 <= attempts <= 30
+
+
+# Whatever one way of noticing misses, another finds within the TTL; so each is also tested for itself, by what it does
+# at once.
+
+
+def _settled(changes: dict[str, bytes | None]) -> World:
+    world = World()
+    world.set(changes)
+    world.run(0.5)
+    world.check()
+    return world
+
+
+def _next_actions(world: World, count: int) -> list[type[object]]:
+    """What the machine does from its next renewal on."""
+    action = world.machine.decide(world.now)
+    if isinstance(action, Idle):
+        assert action.until is not None
+        world.now = action.until
+    kinds = []
+    for _ in range(count):
+        kinds.append(type(world.machine.decide(world.now)))
+        world.step()
+    return kinds
+
+
+def test_a_lost_lease_is_followed_by_everything_on_a_new_one() -> None:
+    world = _settled({"/a": b"1", "/b": b"1"})
+    world.store.revoke(1)
+    assert _next_actions(world, 3) == [Renew, Grant, Write]
+    world.check()
+
+
+def test_a_new_term_or_cluster_or_an_older_revision_is_followed_by_an_audit() -> None:
+    for change in ("term", "revision"):
+        world = _settled({"/a": b"1"})
+        setattr(world.store, change, getattr(world.store, change) + (1 if change == "term" else -1))
+        assert _next_actions(world, 2) == [Renew, Audit], change
+    assert _next_actions(_settled({"/a": b"1"}), 2) == [Renew, SpotCheck]
+
+
+def test_a_failed_call_is_followed_by_a_renewal_and_an_audit_before_anything_is_written() -> None:
+    world = _settled({"/a": b"1"})
+    world.set({"/a": b"2"})
+    world.faults = ["before"]
+    assert _next_actions(world, 1) == [Write]
+    assert not world.machine.settled(world.machine.number)
+    assert _next_actions(world, 3) == [Renew, Audit, Write]
+    world.check()
+
+
+def test_a_look_that_finds_a_key_on_another_lease_leads_to_its_repair() -> None:
+    world = _settled({"/a": b"1"})
+    world.store.leases[99] = world.now + 1000
+    world.store.keys["/a"] = (b"1", 99, world.store.revision)
+    assert _next_actions(world, 4) == [Renew, SpotCheck, Audit, Write]
+    world.check()
+
+
+def test_a_deletion_not_yet_written_outlives_the_lease() -> None:
+    world = World()
+    world.store.leases[99] = world.now + 1000
+    world.store.keys["/left-behind"] = (b"1", 99, 1)
+    world.set({"/left-behind": None, "/a": b"1"})
+    assert world.step()
+    world.store.revoke(1)
+    assert _next_actions(world, 3) == [Write, Grant, Write]
+    world.check()
+
+
+def test_what_is_set_during_an_audit_is_not_torn_by_the_repair() -> None:
+    world = _settled({"/a": b"1", "/b": b"1"})
+    world.store.term += 1
+    del world.store.keys["/a"], world.store.keys["/b"]
+    assert _next_actions(world, 1) == [Renew]
+    audit = world.machine.decide(world.now)
+    assert isinstance(audit, Audit)
+    world.set({"/a": b"2", "/c": b"2"})
+    repaired = world.machine.audited(audit, [], [], world.store.revision)
+    assert repaired == ["/b"]
+
+
+def test_after_a_restore_the_revision_is_one_that_etcd_has_reached() -> None:
+    world = _settled({"/a": b"1"})
+    world.backup = copy.deepcopy(world.store)
+    world.set({"/b": b"1"})
+    world.run(0.5)
+    world.set({"/b": None})
+    world.run(0.5)
+    world.store = copy.deepcopy(world.backup)
+    world.store.term += 1
+    assert _next_actions(world, 2) == [Renew, Audit]
+    world.check()
+
+
+def test_after_a_wipe_the_revision_is_one_that_etcd_has_reached() -> None:
+    world = _settled({"/a": b"1"})
+    world.set({"/a": None})
+    world.run(0.5)
+    world.store = FakeStore()
+    assert _next_actions(world, 2) == [Renew, Grant]
+    world.check()
