@@ -11,13 +11,14 @@ from collections.abc import Iterable
 from monitor.client import ServerClient
 from monitor.config import MonitorConfig
 from monitor.core import MonitorCore
+from monitor.instance_record import encode_bounded
 from monitor.model_config import ModelConfigFile
 from monitor.poller import StatusPoller
 from monitor.prove import prove
 from monitor.servables import Probe, WatchedModel
 from registry.keys import Keyspace
 from registry.leased import LeasedKeys
-from registry.records import InstanceRecord, encode_instance, encode_ready
+from registry.records import InstanceRecord, encode_ready
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +89,7 @@ class Watch:
                 case None:
                     changes[self._keyspace.make(key)] = None
                 case InstanceRecord():
-                    changes[self._keyspace.make(key)] = encode_instance(record)
+                    changes[self._keyspace.make(key)] = encode_bounded(record)
                 case _:
                     changes[self._keyspace.make(key)] = encode_ready(record)
         if changes:

@@ -168,6 +168,17 @@ def test_the_outcome_of_an_earlier_loads_probe_counts_for_nothing() -> None:
     assert h.ready(1) is None
 
 
+@pytest.mark.parametrize("state", [UNLOADING, END])
+def test_a_probe_that_ends_after_its_version_was_unloaded(state: ServableState) -> None:
+    h = Harness()
+    h.status((1, AVAILABLE))
+    (probe,) = h.core.due(h.now)
+    h.status((1, state))
+    h.core.probed(probe, PROVED, h.now)
+    h.apply()
+    assert h.ready(1) is None
+
+
 def test_a_swap_that_preserves_availability() -> None:
     h = Harness(WatchedModel("m", several_versions=False)).serving(1)
     h.status((3, START), (1, AVAILABLE))

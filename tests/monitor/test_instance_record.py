@@ -1,0 +1,42 @@
+"""An instance with very many or very talkative models still has a record."""
+
+from __future__ import annotations
+
+from monitor.instance_record import LIMIT, encode_bounded
+from registry.records import InstanceRecord, Proof, Servable, ServableState, decode_instance, encode_instance
+
+GOOD = Servable("m", 1, ServableState.AVAILABLE, "", Proof.PROVED, "answered zeros for serving_default")
+BAD = Servable("m", 1, ServableState.AVAILABLE, "", Proof.FAILED, "x" * 1000)
+
+
+def record(*servables: Servable) -> InstanceRecord:
+    numbered = tuple(
+        Servable(f"model-{n:06d}", 1, s.state, s.error, s.proof, s.proof_detail) for n, s in enumerate(servables)
+    )
+    return InstanceRecord("10.0.0.1", 8500, servables=numbered)
+
+
+def test_what_fits_is_not_touched() -> None:
+    original = record(*[GOOD] * 1000, *[BAD] * 100)
+    assert encode_bounded(original) == encode_instance(original)
+
+
+def test_long_texts_are_cut_first() -> None:
+    encoded = encode_bounded(record(*[BAD] * 2000))
+    assert len(encoded) <= LIMIT
+    found = decode_instance(encoded)
+    assert [len(servable.proof_detail) for servable in found.servables] == [80] * 2000
+    assert found.detail == ""
+
+
+def test_what_is_served_is_left_out_first_and_said_so() -> None:
+    encoded = encode_bounded(record(*[GOOD] * 20_000, *[BAD] * 500))
+    assert len(encoded) <= LIMIT
+    found = decode_instance(encoded)
+    assert sum(servable.proof is Proof.FAILED for servable in found.servables) == 500
+    assert found.detail == f"{20_500 - len(found.servables)} servables are not listed here, there are too many"
+    assert [s.model for s in found.servables] == sorted(s.model for s in found.servables)
+
+
+def test_there_is_always_a_record() -> None:
+    assert decode_instance(encode_bounded(record(*[BAD] * 10), limit=300)).servables == ()
