@@ -62,6 +62,7 @@ def measure_all(
     """Fill `results`. Raises BenchError for the first thing that isn't as it should be."""
     for size in sizes:
         jobs = {}
+        progress(f"{size_text(size)}: warming up, and finding out how many requests fill a measurement")
         for target in targets:
             message = folder / f"{target.model}-{size}.bin"
             message.write_bytes(predict_request(target.model, size, input_name))

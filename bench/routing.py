@@ -54,7 +54,7 @@ in turns (A B C A B C …, so that all of them see the same machine) to:
 """
 _EPILOG = """\
 examples:
-  python -m bench.routing                                    everything, about four minutes
+  python -m bench.routing                                    everything, about three minutes
   python -m bench.routing --rounds 2 --seconds 0.5           a first look
   python -m bench.routing --sizes 8MiB --targets header,routed,pinned
   python -m bench.routing --upstream model-server            a real server's latency behind it
@@ -125,10 +125,10 @@ def _parser() -> argparse.ArgumentParser:
     running.add_argument("--model", default="half_plus_two", help="model to ask for (default: half_plus_two)")
     running.add_argument("--input", default="x", help="its input, a float32 vector (default: x)")
     how = parser.add_argument_group("how")
-    how.add_argument("--rounds", type=_positive(int), default=9, help="turns of every target (default: 9)")
+    how.add_argument("--rounds", type=_positive(int), default=15, help="turns of every target (default: 15)")
     length = how.add_mutually_exclusive_group()
     length.add_argument(
-        "--seconds", type=_positive(float), default=1.5, help="length of one measurement, about (default: 1.5)"
+        "--seconds", type=_positive(float), default=1.0, help="length of one measurement, about (default: 1)"
     )
     length.add_argument("--requests", type=_positive(int), help="or its number of requests, exactly")
     how.add_argument("--connections", type=_positive(int), default=8, help="client connections (default: 8)")
@@ -150,6 +150,7 @@ def _own_targets(stack: ExitStack, args: argparse.Namespace, folder: Path) -> tu
     except FileNotFoundError as error:
         raise BenchError(f"{error}; or measure a stack that runs already with --target HOST:PORT") from None
     models = (data_plane.ROUTED, data_plane.PINNED)
+    _progress("starting the instance and Envoy" + ("; training its model" if args.upstream == "model-server" else ""))
     instance = stack.enter_context(upstream.start(args.upstream, folder, models, args.connections * args.streams))
     plane = stack.enter_context(data_plane.start(folder, instance.port, instance.version, args.envoy_threads))
     direct, product = f"127.0.0.1:{instance.port}", f"127.0.0.1:{plane.grpc_port}"
