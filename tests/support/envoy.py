@@ -36,7 +36,11 @@ class Envoy:
         arguments = ("--disable-hot-restart", "--concurrency", str(workers), "--log-level", "warning")
         command = [binary("envoy"), "-c", str(path), "--config-yaml", override, *arguments]
         self.child = ChildProcess(command, folder / f"{name}.log")
-        wait_for_port(admin_port, self.child)
+        try:
+            wait_for_port(admin_port, self.child)
+        except BaseException:  # nobody can close what was never handed out
+            self.child.stop()
+            raise
 
     def admin(self, path: str, *, post: bool = False) -> str:
         """The admin interface's answer, whatever its HTTP status."""
