@@ -178,7 +178,9 @@ class DeltaStream:
             # "Incremental xDS", reconnecting: what a wildcard client still holds and we no longer have.
             wanted |= dict.fromkeys(claimed)
         for name in wanted:
-            self._introduce(subscription, name, claimed.get(name), now, forced=warms)
+            # A cluster that this stream has sent already needs its endpoints after that, whatever the client holds.
+            again = subscription.type_url == CLUSTER_LOAD_ASSIGNMENT and (warms or name in self._order.warming)
+            self._introduce(subscription, name, claimed.get(name), now, forced=again)
         # A wildcard client that has nothing must learn that there is nothing, or it waits for its fetch timeout.
         subscription.answer_owed = subscription.wildcard and not claimed
 
@@ -194,7 +196,8 @@ class DeltaStream:
             since = BEGINNING if claimed is not None else self._table.moment
             self._mark(subscription, name, claimed, since, now, forced=claimed is None)
         elif claimed is None:
-            self._mark(subscription, name, None, entry.created, now)
+            # Who asks is answered, even if the resource is gone again before the answer goes out.
+            self._mark(subscription, name, None, entry.created, now, forced=name in subscription.names)
         elif claimed != entry.resource.version:
             self._mark(subscription, name, claimed, BEGINNING, now)
         elif forced:
@@ -270,22 +273,23 @@ class DeltaStream:
         self, type_url: str, subscription: Subscription | None, flight: Flight | None, error: Any, now: float
     ) -> None:
         names: tuple[str, ...] = ()
+        searching = False
         if subscription is not None:
             subscription.counters.nacked += 1
             subscription.counters.last_error = error.message
         if subscription is not None and flight is not None:
             names = tuple(flight.names)
-            subscription.nacked(flight)
-            if type_url == CLUSTER:
+            searching = subscription.nacked(flight, now)
+            if type_url == CLUSTER and not searching:
                 warming = frozenset(names) & self._order.warming.keys()
                 self._suspects.append((now + self._limits.suspect_seconds, warming))
         found = (self._table.get(type_url, name) for name in names)
         models = sorted({resource.model for resource in found if resource is not None and resource.model})
-        self._events.append(Refused(self.node, type_url, names, tuple(models), error.code, error.message))
+        self._events.append(Refused(self.node, type_url, names, tuple(models), searching, error.code, error.message))
 
     def _give_up_suspects(self, now: float) -> None:
-        """Envoy applies the good clusters of a response that it refuses, and asks for their EDS at once. What it has
-        not asked for in a while is what it refused: nothing is to wait for that."""
+        """Envoy asks at once for the EDS of a cluster that it takes. What was refused, and it has not asked for in a
+        while, it does not have: nothing is to wait for that."""
         endpoints = self._subscriptions.get(CLUSTER_LOAD_ASSIGNMENT)
         while self._suspects and self._suspects[0][0] <= now:
             for name in self._suspects.pop(0)[1]:

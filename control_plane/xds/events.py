@@ -47,13 +47,15 @@ class Disconnected:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """A NACK. `names` are all that the response held: some of them may have been applied (facts: Envoy rejects the
-    response and applies its good clusters all the same). Empty if the nonce is none of this stream's."""
+    """A NACK. `names` are all that the response held, empty if the nonce is none of this stream's. Some of them may
+    have been applied: Envoy checks a response as a whole, and then applies it cluster by cluster. `searching`: the
+    same resources are sent again in halves, until a response of one name tells which is to blame."""
 
     node: str
     type_url: str
     names: tuple[str, ...]
     models: tuple[str, ...]
+    searching: bool
     code: int
     message: str
 

@@ -11,18 +11,19 @@ class Limits:
 
     `response_bytes`: a larger response is sent as several, under every client's receive limit (gRPC's default is
     4 MiB). `window`: unanswered responses per type before the next one is held back, so that what piles up for a slow
-    client merges; `patience_seconds`: after which it goes out anyway. CDS has its own two, because Envoy withholds
-    every CDS ACK while any cluster warms: when clusters come steadily, none is ever ACKed.
+    client merges; `patience_seconds`: after which it goes out anyway. That is soon, because Envoy withholds every CDS
+    ACK while any cluster warms: when clusters come steadily, none is ever ACKed. EDS, which changes most and is always
+    answered, has its own two.
     `gate_seconds` and `removal_seconds`: the longest wait for another resource's ACK. `suspect_seconds`: how soon an
     Envoy asks for the EDS of a cluster that it took. `settle_seconds`: how soon a client that reconnects has
     subscribed to all that it wants.
     """
 
     response_bytes: int = 1 << 20
-    window: int = 1
-    patience_seconds: float = 5.0
-    cluster_window: int = 8
-    cluster_patience_seconds: float = 0.1
+    window: int = 8
+    patience_seconds: float = 0.1
+    endpoint_window: int = 1
+    endpoint_patience_seconds: float = 5.0
     gate_seconds: float = 10.0
     removal_seconds: float = 10.0
     suspect_seconds: float = 1.0

@@ -84,8 +84,8 @@ class Sender:
     # What may go
 
     def _window(self, subscription: Subscription) -> tuple[int, float]:
-        if subscription.type_url == CLUSTER:
-            return self._limits.cluster_window, self._limits.cluster_patience_seconds
+        if subscription.type_url == CLUSTER_LOAD_ASSIGNMENT:
+            return self._limits.endpoint_window, self._limits.endpoint_patience_seconds
         return self._limits.window, self._limits.patience_seconds
 
     def _window_open(self, subscription: Subscription, now: float) -> bool:
@@ -135,21 +135,8 @@ class Sender:
     # Building
 
     def _respond(self, subscription: Subscription, now: float) -> bytes | None:
-        size = 0
-        puts: list[Resource] = []
-        removals: list[str] = []
-        for resource in self._puts(subscription, now):
-            size += framed_size(resource)
-            if puts and size > self._limits.response_bytes:
-                break
-            puts.append(resource)
-        else:
-            for name in self._removals(subscription, now):
-                size += 4 * len(name) + 8
-                if (puts or removals) and size > self._limits.response_bytes:
-                    self._order.released = True
-                    break
-                removals.append(name)
+        group = subscription.next_group()
+        puts, removals = self._choose(subscription, now) if group is None else self._of(subscription, group)
         owed = subscription.answer_owed and not subscription.puts
         if not (puts or removals or owed):
             return None
@@ -166,6 +153,43 @@ class Sender:
         subscription.counters.sent += len(puts)
         subscription.counters.removed += len(removals)
         return delta_response(subscription.type_url, nonce, puts, removals, str(self._table.revision))
+
+    def _choose(self, subscription: Subscription, now: float) -> tuple[list[Resource], list[str]]:
+        """What may go, up to the size of a response."""
+        size = 0
+        puts: list[Resource] = []
+        removals: list[str] = []
+        for resource in self._puts(subscription, now):
+            size += framed_size(resource)
+            if puts and size > self._limits.response_bytes:
+                return puts, removals
+            puts.append(resource)
+            if subscription.type_url not in _PAIR:
+                # Few and far between, so one at a time: then a NACK says which.
+                return puts, removals
+        for name in self._removals(subscription, now):
+            size += 4 * len(name) + 8
+            if (puts or removals) and size > self._limits.response_bytes:
+                self._order.released = True
+                break
+            removals.append(name)
+        return puts, removals
+
+    def _of(self, subscription: Subscription, group: list[str]) -> tuple[list[Resource], list[str]]:
+        """All of a group, or as much as fits; the rest is the next group."""
+        size = 0
+        puts: list[Resource] = []
+        for place, name in enumerate(group):
+            resource = self._table.get(subscription.type_url, name)
+            if resource is None:
+                continue
+            size += framed_size(resource)
+            if puts and size > self._limits.response_bytes:
+                subscription.groups.appendleft(group[place:])
+                group = group[:place]
+                break
+            puts.append(resource)
+        return puts, [name for name in group if name in subscription.removals]
 
     def _put(self, subscription: Subscription, flight: Flight, resource: Resource, now: float) -> None:
         name = resource.name

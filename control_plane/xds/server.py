@@ -37,6 +37,9 @@ AGGREGATED = "envoy.service.discovery.v3.AggregatedDiscoveryService"
 SHOWN = 5
 """Names that a log message lists before it says how many more there are."""
 
+REASON = 500
+"""Characters of a NACK's message that are logged."""
+
 SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
     # An Envoy that hangs or whose machine is gone closes nothing: it is declared dead after 10 s + 3 s.
     ("grpc.keepalive_time_ms", 10_000),
@@ -304,12 +307,15 @@ class XdsServer:
             case Disconnected():
                 log.info("Envoy %s at %s: disconnected, %s", event.node, event.peer, event.detail)
             case Refused():
+                what = "; looking for the one to blame" if event.searching else ""
                 log.warning(
-                    "Envoy %s refused a response of %s with %s: %s",
+                    "Envoy %s refused %s %s%s: %s",
                     event.node,
                     short_type(event.type_url),
                     _listed(event.names),
-                    event.message,
+                    what,
+                    # Envoy prints the whole resource first, and the reason last.
+                    event.message if len(event.message) <= REASON else "… " + event.message[-REASON:],
                 )
             case HeldTooLong():
                 log.warning(

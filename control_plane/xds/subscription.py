@@ -7,6 +7,7 @@ number of changes to one name while the client is slow merge into one Item, of w
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
@@ -74,7 +75,8 @@ class Counters:
 
 @dataclass(slots=True)
 class Subscription:
-    """The state of one type. `puts` and `removals` queue the names of the items that are due, oldest first."""
+    """The state of one type. `puts` and `removals` queue the names of the items that are due, oldest first;
+    `groups` those among them that go in responses of their own, because one of them is bad."""
 
     type_url: str
     outstanding: Outstanding
@@ -85,6 +87,7 @@ class Subscription:
     items: dict[str, Item] = field(default_factory=dict)
     puts: dict[str, None] = field(default_factory=dict)
     removals: dict[str, None] = field(default_factory=dict)
+    groups: deque[list[str]] = field(default_factory=deque)
     flights: dict[str, Flight] = field(default_factory=dict)
     last_sent_at: float = float("-inf")
     counters: Counters = field(default_factory=Counters)
@@ -161,17 +164,45 @@ class Subscription:
                 self._forgive(item)
             self._drop_if_settled(name, item)
 
-    def nacked(self, flight: Flight) -> None:
-        """The client has refused the response: each of its names stays outstanding until a newer version is ACKed."""
+    def nacked(self, flight: Flight, now: float) -> bool:
+        """The client has refused the response. Which of its names is to blame only a response of one name can tell,
+        so what was in a larger one is queued again, in halves; True then. A single name stays outstanding, refused,
+        until a newer version is ACKed. The halves end: each is smaller than what was refused."""
+        again: list[str] = []
         for name, (version, since) in flight.names.items():
             item = self.items[name]
             item.flying -= 1
+            newest = item.last_sent <= flight.sequence
+            if newest:
+                item.expected = UNKNOWN
+            if newest and len(flight.names) > 1:
+                self._due_again(name, item, version, since, now)
+                again.append(name)
+                continue
             if item.refused_since is not None:
                 self.outstanding.discard(max(since, item.refused_since))
                 since = min(since, item.refused_since)
             item.refused, item.refused_since, item.refused_at = version, since, flight.sequence
-            if item.last_sent <= flight.sequence:
-                item.expected = UNKNOWN
+        half = (len(again) + 1) // 2
+        self.groups.extend(group for group in (again[:half], again[half:]) if group)
+        return bool(again)
+
+    def next_group(self) -> list[str] | None:
+        """Names that are to go in a response of their own, if there are such: those of them that are still due."""
+        while self.groups:
+            group = [name for name in self.groups.popleft() if name in self.puts or name in self.removals]
+            if group:
+                return group
+        return None
+
+    def _due_again(self, name: str, item: Item, version: str | None, since: Moment, now: float) -> None:
+        if item.due is not None:
+            # The table has moved on meanwhile: that goes out instead.
+            self.outstanding.discard(max(since, item.due))
+            item.due = min(since, item.due)
+            return
+        item.due, item.due_at = since, now
+        (self.removals if version is None else self.puts)[name] = None
 
     def forget(self, name: str) -> None:
         """The client no longer wants this name."""

@@ -140,6 +140,20 @@ def test_a_reconnect_while_a_cluster_warms_gets_its_endpoints_again():
     assert talk.converged == talk.revision
 
 
+def test_endpoints_that_the_client_has_are_sent_again_after_their_cluster_was():
+    talk = Talk.about(A, EA)
+    talk.ask(CDS, claimed={"a": "old"})
+    (response,) = talk.ask(EDS, ["a"], claimed=versions(EA))
+    assert names(response) == ["a"]
+
+
+def test_a_name_that_is_gone_before_its_first_answer_is_answered_as_removed():
+    talk = Talk.about(A, EA)
+    talk.stream.receive(request(EDS, ["a"]), talk.now)
+    (response,) = talk.change(removes=[(EDS, "a")])
+    assert list(response.removed_resources) == ["a"]
+
+
 def test_an_equal_version_is_no_change():
     talk = envoy_like(A, EA)
     assert talk.change(cluster("a"), endpoints("a", 1)) == []
@@ -202,19 +216,43 @@ def test_a_client_that_has_not_subscribed_to_everything_yet_is_not_converged():
 
 def test_a_nack_is_reported_and_not_sent_again_until_something_newer_comes():
     talk = envoy_like(A, B, EA, EB)
-    (bad,) = talk.change(cluster("a", 2), cluster("b", 2))[:1]
-    assert all(response.type_url != CDS for response in talk.nack(bad, "bad cluster a"))
+    (bad,) = [response for response in talk.change(cluster("a", 2)) if response.type_url == CDS]
+    assert talk.nack(bad, "bad cluster a") == []
     talk.ack_all()
     (refused,) = talk.stream.events()
-    assert isinstance(refused, Refused)
-    assert (refused.type_url, set(refused.names), refused.message) == (CDS, {"a", "b"}, "bad cluster a")
-    assert refused.models == ("a", "b")
-    assert set(talk.stream.status()[CDS].refused) == {"a", "b"}
+    assert refused == Refused("", CDS, ("a",), ("a",), False, 13, "bad cluster a")
+    assert talk.stream.status()[CDS].refused == ("a",)
     assert talk.wait(60) == []
     talk.change(endpoints("b", 3))
     talk.ack_all()
     assert talk.converged == 1, "what was refused at revision 2 is still outstanding; everything else went on"
-    talk.change(cluster("a", 3), cluster("b", 3))
+    talk.change(cluster("a", 3))
+    talk.ack_all()
+    assert talk.converged == talk.revision
+
+
+def test_the_one_to_blame_is_found_by_halves_and_all_others_get_through():
+    talk = envoy_like()
+    many = [f"m{number}" for number in range(100)]
+    talk.change(*map(cluster, many))
+    applied: set[str] = set()
+    for _ in range(100):
+        if not talk.sent:
+            break
+        response = talk.sent[0]
+        if "m42" in names(response):
+            talk.nack(response, "m42 is bad")
+        else:
+            applied |= set(names(response))
+            talk.ack(response)
+    assert applied == set(many) - {"m42"}
+    assert not talk.sent
+    events = [event for event in talk.stream.events() if isinstance(event, Refused)]
+    assert [event.names for event in events if not event.searching] == [("m42",)]
+    assert len(events) <= 8
+    assert talk.wait(60) == []
+    assert talk.converged == 1
+    talk.change(cluster("m42", 2))
     talk.ack_all()
     assert talk.converged == talk.revision
 

@@ -109,7 +109,9 @@ def test_a_refused_cluster_holds_the_router_for_as_long_as_envoy_takes_to_ask_fo
     talk = envoy_like(A, EA, router("a"))
     (clusters,) = talk.change(B, EB, C, EC, router("a", "b", "c", version=2))
     talk.ask(EDS, ["c"])
-    talk.nack(clusters, "b is bad")
+    first, second = talk.nack(clusters, "b is bad")
+    assert (names(first), names(second)) == (["b"], ["c"])
+    talk.nack(first, "b is bad")
     talk.ack_all()
     assert not talk.sent
     (policy,) = talk.wait(1)

@@ -53,7 +53,10 @@ def test_a_type_without_resources_is_none():
 
 
 @given(
-    st.lists(st.tuples(st.text(max_size=300), st.text(min_size=1, max_size=20), st.binary(max_size=400)), max_size=5),
+    st.lists(
+        st.tuples(st.text(max_size=300), st.text("0123456789abcdef", min_size=1, max_size=20), st.binary(max_size=400)),
+        max_size=5,
+    ),
     st.lists(st.text(min_size=1, max_size=200), max_size=5),
     st.text(max_size=20),
 )

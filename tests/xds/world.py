@@ -37,8 +37,7 @@ def eds_cluster(name: str, *, timeout_ms: int = 1000, bad: bool = False) -> Reso
     message.eds_cluster_config.eds_config.CopyFrom(ADS)
     message.common_lb_config.healthy_panic_threshold.value = 0
     if bad:
-        # Envoy's own check: a subset selector without keys.
-        message.lb_subset_config.subset_selectors.add()
+        # Against the field's own rule, so that Envoy refuses the whole response unread.
         message.circuit_breakers.thresholds.add().retry_budget.budget_percent.value = 500
     return pack(name, message, model=name)
 
