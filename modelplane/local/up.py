@@ -6,7 +6,6 @@ Invariant: whatever goes wrong, or whoever asks for it, all children are ended i
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import signal
 import time
@@ -35,6 +34,7 @@ ETCD, CONTROL_PLANE, ENVOY = "etcd", "control-plane", "envoy"
 _STAGES = {ENVOY: INSTANCE_STAGE + 1, CONTROL_PLANE: INSTANCE_STAGE + 2, ETCD: INSTANCE_STAGE + 3}
 _START_LIMIT = 60.0
 _SETTLE_LIMIT = 180.0
+_CONVERGE_LIMIT = 15.0
 _FRAME = 0.1
 
 
@@ -220,6 +220,11 @@ class LocalStack:
                 await self._until(settled, "", _SETTLE_LIMIT)
             except TimeoutError:
                 step.details.append(f"still not there after {_SETTLE_LIMIT:.0f} s: {self._loading_note()}")
+            step.note = "waiting for Envoy to take their models over"
+            try:
+                await self._until(lambda: self._picture.converged, "", _CONVERGE_LIMIT)
+            except TimeoutError:
+                step.details.append(f"Envoy has not confirmed the models; see the logs in {self._folder.logs}")
             step.note = f"{len(self._names)} x {kind or self._server[0]}"
 
     def _loading_note(self) -> str:
@@ -233,16 +238,18 @@ class LocalStack:
         return f"waiting for {', '.join(waiting[:3])}{', …' if len(waiting) > 3 else ''}" if waiting else ""
 
     def _say_where(self) -> None:
-        first = self._models[0].name
+        state = "" if self._config.state == UpConfig().state else f" --state {programs.shown_path(self._folder.path)}"
         self._screen.lines(
             [
                 "",
                 "Point any TensorFlow Serving client here:",
-                f"  gRPC  {self._client_address('grpc')}",
-                f"  REST  http://{self._client_address('rest')}/v1/models/{first}",
-                f"Look inside: modelplane status, http://127.0.0.1:{self._ports['http']}/metrics, "
-                f"http://127.0.0.1:{self._ports['admin']}, etcdctl --endpoints {self._shared.etcd} get --prefix "
-                f"{self._config.prefix}",
+                f"  gRPC      {self._client_address('grpc')}",
+                f"  REST      http://{self._client_address('rest')}/v1/models/{self._models[0].name}",
+                "Look inside:",
+                f"  fleet     modelplane status{state}",
+                f"  metrics   http://127.0.0.1:{self._ports['http']}/metrics",
+                f"  Envoy     http://127.0.0.1:{self._ports['admin']}",
+                f"  registry  etcdctl --endpoints {self._shared.etcd} get --prefix {self._config.prefix}",
                 "Ctrl-C ends all of it.",
                 "",
             ]
@@ -254,14 +261,14 @@ class LocalStack:
         ):
             self._screen.line("The example client is not run: not all examples are served.")
             return
-        with contextlib.suppress(TimeoutError):
-            await self._until(lambda: self._picture.converged, "", 15.0)
         script, address = examples_folder() / "predict.py", f"{self._reachable}:{self._ports['grpc']}"
         self._screen.line(f"$ {programs.shown_python()} {programs.shown_path(script)} {address}")
         output = self._folder.logs / "client.log"
+        self._screen.block(["(the client imports TensorFlow, which takes some seconds)"])
         code = await self._children.run_once(programs.python(script, address), output, self._screen.line)
         if code != 0:
             self._screen.line(f"The client ended with exit code {code}; see {programs.shown_path(output)}")
+        self._screen.block([])
         self._screen.line()
 
     async def _show_fleet(self) -> None:
