@@ -1,0 +1,80 @@
+"""What is in flight, from the reports of several Envoys."""
+
+from __future__ import annotations
+
+from envoy.service.load_stats.v3 import lrs_pb2
+
+from control_plane.xds.load_ledger import LoadLedger, requests_in_progress
+
+HERE, THERE = ("10.0.0.1", 8500), ("10.0.0.2", 8500)
+
+
+def report(*rows: tuple[str, tuple[str, int], int]) -> lrs_pb2.LoadStatsRequest:
+    message = lrs_pb2.LoadStatsRequest()
+    for cluster, (address, port), count in rows:
+        endpoint = message.cluster_stats.add(cluster_name=cluster).upstream_locality_stats.add().upstream_endpoint_stats
+        entry = endpoint.add(total_requests_in_progress=count)
+        entry.address.socket_address.address, entry.address.socket_address.port_value = address, port
+    return message
+
+
+def test_an_endpoint_s_requests_are_summed_over_clusters():
+    counts = requests_in_progress(report(("a", HERE, 2), ("a@1", HERE, 3), ("b", THERE, 1)))
+    assert counts == {HERE: 5, THERE: 1}
+
+
+def test_two_reports_of_every_envoy_are_needed_and_their_sum_counts():
+    ledger = LoadLedger()
+    ledger.connected(1, "one")
+    ledger.connected(2, "two")
+    ledger.reported(1, report(("a", HERE, 9)))
+    assert ledger.drain([HERE])
+    assert not ledger.drain([HERE])
+    for _ in range(2):
+        assert ledger.in_flight(HERE) is None
+        ledger.reported(1, report(("a", HERE, 2)))
+    assert ledger.in_flight(HERE) is None
+    ledger.reported(2, report(("a", HERE, 1)))
+    ledger.reported(2, report(("a", HERE, 1)))
+    assert ledger.in_flight(HERE) == 3
+    ledger.reported(1, report())
+    assert ledger.in_flight(HERE) == 1, "an endpoint that a report leaves out is idle"
+    ledger.disconnected(2)
+    assert ledger.in_flight(HERE) == 0
+
+
+def test_a_second_drain_does_not_disturb_the_first():
+    ledger = LoadLedger()
+    ledger.connected(1, "one")
+    ledger.drain([HERE])
+    ledger.reported(1, report())
+    ledger.reported(1, report())
+    ledger.drain([HERE, THERE])
+    assert ledger.in_flight(HERE) == 0
+    assert ledger.in_flight(THERE) is None
+    ledger.drain([THERE])
+    assert ledger.in_flight(HERE) is None
+    ledger.drain([HERE])
+    assert ledger.in_flight(HERE) is None, "a drain that begins again is a new one"
+
+
+def test_an_envoy_that_should_report_and_does_not_is_waited_for():
+    ledger = LoadLedger()
+    ledger.drain([HERE])
+    assert ledger.in_flight(HERE) == 0
+    assert ledger.in_flight(HERE, ["one"]) is None
+    ledger.connected(1, "one")
+    ledger.reported(1, report())
+    ledger.reported(1, report())
+    assert ledger.in_flight(HERE, ["one"]) == 0
+    assert ledger.in_flight(HERE, ["one", "one"]) is None, "two Envoys of one name, one of them silent"
+
+
+def test_an_envoy_that_comes_during_a_drain_is_waited_for():
+    ledger = LoadLedger()
+    ledger.drain([HERE])
+    ledger.connected(1, "one")
+    ledger.reported(1, report(("a", HERE, 4)))
+    assert ledger.in_flight(HERE) is None
+    ledger.reported(1, report(("a", HERE, 4)))
+    assert ledger.in_flight(HERE) == 4
