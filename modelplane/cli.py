@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -68,6 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         close = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(COMMANDS)}"
         return _fail("", f"no command {name!r}; {hint}", USAGE)
+    # gRPC's C core writes to stderr by itself, past our logs, about what it also reports as an error.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         module = importlib.import_module(f"modelplane.commands.{COMMANDS[name].module}")
         return int(module.run(rest))

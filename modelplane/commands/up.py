@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from modelplane.commandline import CommandLine, Settings
 from modelplane.local.config import UpConfig
 from modelplane.local.folder import StateFolder
+from modelplane.local.models import parse_models
 from modelplane.local.up import LocalStack
 from modelplane.logs import LogOptions, configure
 from modelplane.options import options_of
@@ -39,17 +40,14 @@ def run(argv: Sequence[str]) -> int:
     for option in options_of(UpConfig):
         # Meant for us: a MODELPLANE_MODEL or _GRPC_PORT that our children inherit would mean something else to them.
         os.environ.pop(option.env, None)
+    models = parse_models(config.model)
     screen = Screen(sys.stdout, live=sys.stdout.isatty() and os.environ.get("TERM") != "dumb")
     with (
         StateFolder(config.state, keep=config.keep) as folder,
         (folder.logs / "up.log").open("a", encoding="utf-8") as log,
     ):
         configure(settings[LogOptions].logging, log)
-        return asyncio.run(_run(config, folder, screen, passed_on))
-
-
-async def _run(config: UpConfig, folder: StateFolder, screen: Screen, passed_on: tuple[str, ...]) -> int:
-    return await LocalStack(config, folder, screen, passed_on).run()
+        return asyncio.run(LocalStack(config, models, folder, screen, passed_on).run())
 
 
 def _passed_on(settings: Settings) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ from modelplane.local.config import UpConfig
 from modelplane.local.folder import Stack, StateFolder
 from modelplane.local.instance import STAGE as INSTANCE_STAGE
 from modelplane.local.instance import Instance
-from modelplane.local.models import Source, example_models, examples_folder, examples_there, parse_models
+from modelplane.local.models import Source, example_models, examples_folder, examples_there
 from modelplane.local.ports import Wanted, assign
 from modelplane.local.processes import Children, Ended, Program, become_subreaper
 from modelplane.local.progress import Progress
@@ -63,15 +63,25 @@ def _failure(task: asyncio.Task[None]) -> Exception | None:
 
 
 class LocalStack:
-    """One run. `passed_on`: flags that our own children get as they are."""
+    """One run. Without `models` the examples are served; `passed_on` are flags that our own children get as they are.
 
-    def __init__(self, config: UpConfig, folder: StateFolder, screen: Screen, passed_on: tuple[str, ...] = ()) -> None:
+    Raises UserError for what is missing or busy, before anything is started.
+    """
+
+    def __init__(
+        self,
+        config: UpConfig,
+        models: tuple[Source, ...],
+        folder: StateFolder,
+        screen: Screen,
+        passed_on: tuple[str, ...] = (),
+    ) -> None:
         self._config = config
         self._folder = folder
         self._screen = screen
         self._progress = Progress(screen)
-        self._models: tuple[Source, ...] = parse_models(config.model) or example_models(folder.models)
-        self._examples = not config.model
+        self._models = models or example_models(folder.models)
+        self._examples = not models
         self._server = programs.model_server(config.server)
         self._envoy = programs.require_binary("envoy")
         self._etcd = "" if config.etcd else programs.require_binary("etcd", "; or use one that runs, with --etcd")
