@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import struct
 import time
 from collections import Counter
 from dataclasses import dataclass, field
 from types import TracebackType
+from typing import Any
 
 import grpc
-import numpy as np
-import tensorflow as tf
-from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
+from tests.support.saved_models import prediction_service_pb2_grpc
 from tests.support.waiting import eventually
 
 
@@ -29,22 +29,11 @@ class Outcome:
     values: tuple[float, ...] = ()
 
 
-def predict_request(
-    model: str,
-    inputs: list[float] | np.ndarray,
-    *,
-    name: str = "x",
-    version: int | None = None,
-    label: str | None = None,
-) -> predict_pb2.PredictRequest:
-    request = predict_pb2.PredictRequest()
-    request.model_spec.name = model
-    if version is not None:
-        request.model_spec.version.value = version
-    if label is not None:
-        request.model_spec.version_label = label
-    request.inputs[name].CopyFrom(tf.make_tensor_proto(np.asarray(inputs, dtype=np.float32)))
-    return request
+def floats(tensor: Any) -> tuple[float, ...]:
+    """A float32 TensorProto's values, in either of the two ways in which they may travel."""
+    if tensor.tensor_content:
+        return struct.unpack(f"<{len(tensor.tensor_content) // 4}f", tensor.tensor_content)
+    return tuple(tensor.float_val)
 
 
 @dataclass
@@ -55,11 +44,10 @@ class Load:
     """
 
     target: str
-    request: predict_pb2.PredictRequest
+    request: Any
     clients: int = 4
     rest: float = 0.005
     timeout: float = 20.0
-    output: str = "y"
     outcomes: list[Outcome] = field(default_factory=list)
 
     async def __aenter__(self) -> Load:
@@ -83,13 +71,13 @@ class Load:
                 if self.rest:
                     await asyncio.sleep(self.rest)
 
-    async def _once(self, stub: prediction_service_pb2_grpc.PredictionServiceStub, number: int) -> Outcome:
+    async def _once(self, stub: Any, number: int) -> Outcome:
         started = time.monotonic()
         try:
             answer = await stub.Predict(self.request, timeout=self.timeout)
         except grpc.aio.AioRpcError as error:
             return Outcome(number, started, time.monotonic() - started, error.code(), error.details() or "")
-        values = tuple(tf.make_ndarray(answer.outputs[self.output]).ravel().tolist())
+        values = floats(answer.outputs["y"])
         version = answer.model_spec.version.value
         return Outcome(number, started, time.monotonic() - started, grpc.StatusCode.OK, "", version, values)
 
