@@ -65,7 +65,8 @@ class Summary:
 
 @dataclass(frozen=True)
 class Ratio:
-    """A figure of one target over another's, per round: the median, and how far the rounds were apart."""
+    """A figure of one target over another's, per round: the median, and the quartiles, between which half of the rounds
+    lie. The extremes only tell what else the machine was doing."""
 
     median: float
     low: float
@@ -127,4 +128,5 @@ def ratio(numerators: Sequence[float], denominators: Sequence[float]) -> Ratio:
     if not all(denominators):
         raise ValueError("a round cost nothing that could be measured; measure for longer")
     rounds = tuple(a / b for a, b in zip(numerators, denominators, strict=True))
-    return Ratio(median(rounds), min(rounds), max(rounds), rounds)
+    ordered = sorted(rounds)
+    return Ratio(median(rounds), percentile(ordered, 25), percentile(ordered, 75), rounds)

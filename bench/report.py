@@ -84,7 +84,7 @@ def latency_table(results: Results, size: int) -> str:
 
 
 def cost_table(results: Results, size: int, baseline: str, direct: str) -> str:
-    """Envoy's CPU and the throughput, against the baseline and the instance itself: median (lowest–highest round)."""
+    """Envoy's CPU and the throughput, against the baseline and the instance itself: median (quartiles)."""
     rates = [f"req/s against {other}" for other in (baseline, direct)]
     rows = [["", "Envoy's CPU per request", f"… against {baseline}", *rates]]
     for target in results.measured[size]:

@@ -211,13 +211,13 @@ def _progress(line: str) -> None:
 def _print(results: report.Results, baseline: str, machine: Any, tools: dict[str, str], *, own: bool) -> None:
     print(report.machine_lines(machine, tools))
     for size in results.measured:
-        print(f"\n{size_text(size)} request bodies; medians of the rounds, latency in ms\n")
+        print(f"\n{size_text(size)} request bodies; medians of the rounds (quartiles), latency in ms\n")
         print(report.latency_table(results, size))
         print()
         print(report.cost_table(results, size, baseline, DIRECT) if own else report.rate_table(results, size, baseline))
     if own:
         print("\nBudget: Envoy's CPU per request against header routing on the same Envoy, and what was seen")
-        print("(median, lowest–highest round)\n")
+        print("(median of the rounds, and the quartiles)\n")
         print(report.budget_table(results, BUDGETS, HEADER))
 
 
