@@ -162,9 +162,9 @@ def _follow_config_file(flags: Flags, models: Any) -> None:
         try:
             config = read_config_file(path)
         except (ServingError, UnicodeDecodeError) as error:
-            log.error("Failed to read ModelServerConfig file: %s", error)  # noqa: TRY400
+            log.error("Failed to read ModelServerConfig file: %s", error)
             continue
         try:
             models.reload(config)
         except ServingError as error:
-            log.error("Failed to reload the config file %s: %s", path, error)  # noqa: TRY400
+            log.error("Failed to reload the config file %s: %s", path, error)

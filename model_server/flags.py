@@ -48,13 +48,35 @@ class Flags:
 
 # Batching, TLS, GPU memory, monitoring …: flags of the real server without a counterpart here.
 IGNORED = frozenset(
-    """batching_parameters_file enable_batching enable_cors_support enable_profiler enable_signature_method_name_check
-    enable_per_model_batching_parameters flush_filesystem_caches grpc_max_threads grpc_socket_path mixed_precision
-    monitoring_config_file num_tflite_interpreters_per_pool num_tflite_pools num_unload_threads
-    per_process_gpu_memory_fraction platform_config_file prefer_tflite_model remove_unused_fields_from_bundle_metagraph
-    rest_api_enable_cors_support rest_api_num_threads skip_initialize_tpu ssl_config_file
-    tensorflow_gpu_memory_allocator thread_pool_factory_config_file use_alts_credentials use_tflite_model
-    xla_cpu_compilation_enabled""".split()
+    {
+        "batching_parameters_file",
+        "enable_batching",
+        "enable_cors_support",
+        "enable_profiler",
+        "enable_signature_method_name_check",
+        "enable_per_model_batching_parameters",
+        "flush_filesystem_caches",
+        "grpc_max_threads",
+        "grpc_socket_path",
+        "mixed_precision",
+        "monitoring_config_file",
+        "num_tflite_interpreters_per_pool",
+        "num_tflite_pools",
+        "num_unload_threads",
+        "per_process_gpu_memory_fraction",
+        "platform_config_file",
+        "prefer_tflite_model",
+        "remove_unused_fields_from_bundle_metagraph",
+        "rest_api_enable_cors_support",
+        "rest_api_num_threads",
+        "skip_initialize_tpu",
+        "ssl_config_file",
+        "tensorflow_gpu_memory_allocator",
+        "thread_pool_factory_config_file",
+        "use_alts_credentials",
+        "use_tflite_model",
+        "xla_cpu_compilation_enabled",
+    }
 )
 
 

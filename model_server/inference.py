@@ -11,13 +11,7 @@ from typing import Any
 
 from model_server.errors import Code, ServingError, invalid
 from model_server.libtensorflow import DT_STRING, Tensor
-from model_server.messages import (
-    classification_pb2,
-    example_pb2,
-    inference_pb2,
-    predict_pb2,
-    regression_pb2,
-)
+from model_server.messages import classification_pb2, example_pb2, predict_pb2, regression_pb2
 from model_server.saved_model import SavedModel
 from model_server.tensors import decode_tensor, encode_tensor, to_array
 
@@ -84,15 +78,15 @@ def classify(model: SavedModel, request: Any, timeout: float | None = None) -> A
     """Run a ClassificationRequest; a ClassificationResult."""
     outputs, count = _run_examples(model, request, CLASSIFY, ("classes", "scores"), timeout)
     result = classification_pb2.ClassificationResult()
-    labels, scores = outputs.get("classes"), outputs.get("scores")
+    columns = next(iter(outputs.values())).shape[1]
     for row in range(count):
         classes = result.classifications.add().classes
-        for column in range((scores if scores is not None else labels).shape[1]):
+        for column in range(columns):
             one = classes.add()
-            if labels is not None:
-                one.label = labels[row][column]
-            if scores is not None:
-                one.score = float(scores[row][column])
+            if "classes" in outputs:
+                one.label = outputs["classes"][row][column]
+            if "scores" in outputs:
+                one.score = float(outputs["scores"][row][column])
     return result
 
 
@@ -103,29 +97,6 @@ def regress(model: SavedModel, request: Any, timeout: float | None = None) -> An
     for value in outputs["outputs"].reshape(-1):
         result.regressions.add(value=float(value))
     return result
-
-
-def multi_inference(model: SavedModel, request: Any, timeout: float | None = None) -> Any:
-    """Run every task of a MultiInferenceRequest; its response, each result naming its task's model_spec."""
-    response = inference_pb2.MultiInferenceResponse()
-    for task in request.tasks:
-        part = inference_pb2.MultiInferenceRequest(input=request.input)
-        result = response.results.add(model_spec=task.model_spec)
-        if task.method_name not in (CLASSIFY, REGRESS):
-            raise ServingError(Code.UNIMPLEMENTED, f"Unsupported signature method_name: {task.method_name}")
-        asked = _Asked(task.model_spec, part.input)
-        if task.method_name == CLASSIFY:
-            result.classification_result.CopyFrom(classify(model, asked, timeout))
-        else:
-            result.regression_result.CopyFrom(regress(model, asked, timeout))
-    return response
-
-
-class _Asked:
-    """The two fields that classify and regress read of their requests."""
-
-    def __init__(self, model_spec: Any, asked_input: Any) -> None:
-        self.model_spec, self.input = model_spec, asked_input
 
 
 def _run_examples(
@@ -181,7 +152,5 @@ def replay(model: SavedModel, log: Any) -> None:
             classify(model, log.classify_log.request)
         case "regress_log":
             regress(model, log.regress_log.request)
-        case "multi_inference_log":
-            multi_inference(model, log.multi_inference_log.request)
         case kind:
             raise ServingError(Code.UNIMPLEMENTED, f"Unsupported log_type for warmup: {kind}")

@@ -214,12 +214,14 @@ class Session:
         return _Output(handle, int(index or 0))
 
 
-@_Deallocator
-def _free_strings(data: int, size: int, _argument: int) -> None:
+def _free(data: int, size: int, _argument: int) -> None:
     # TensorFlow calls this when the last user of the tensor is gone, which can be long after the run that it fed.
     for place in range(data, data + size, _STRING_BYTES):
         library().TF_StringDealloc(place)
     library().free(data)
+
+
+_free_strings = _Deallocator(_free)
 
 
 def _to_c(tensor: Tensor) -> int:

@@ -13,23 +13,19 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TypeAlias
 
 from model_server import source
 from model_server.errors import Code, ServingError
-from model_server.lifecycle import Event, Lifecycle, Load, State
+from model_server.lifecycle import Action, Event, Lifecycle, Load, Unload
 from model_server.saved_model import SavedModel
 
 log = logging.getLogger(__name__)
 TICK = 0.1  # seconds; aspired_versions_manager.h
 
-Seen = dict[str, dict[int, Event]]
-
-
-class Loader(Protocol):
-    """Makes the model of one version folder ready to answer. Raises ServingError."""
-
-    def __call__(self, path: Path) -> SavedModel: ...
+Seen: TypeAlias = dict[str, dict[int, Event]]
+Loader: TypeAlias = Callable[[Path], SavedModel]
+"""Makes the model of one version folder ready to answer. Raises ServingError."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +150,7 @@ class Manager:
         try:
             found = source.poll(sources)
         except ServingError as error:
-            log.error("FileSystemStoragePathSource encountered a filesystem access error: %s", error.message)  # noqa: TRY400
+            log.error("FileSystemStoragePathSource encountered a filesystem access error: %s", error.message)
             return
         with self._changed:
             if self._sources == sources:
@@ -170,16 +166,20 @@ class Manager:
         if action is None:
             return
         slots = self._load_slots
-        run = self._run_load if isinstance(action, Load) else self._run_unload
         if slots is None:
-            run(action)  # type: ignore[arg-type]
-            return
+            self._carry_out(action)
+        else:
+            threading.Thread(target=self._in_slot, args=(slots, action), name="load", daemon=True).start()
 
-        def in_slot() -> None:
-            with slots:
-                run(action)  # type: ignore[arg-type]
+    def _in_slot(self, slots: threading.Semaphore, action: Action) -> None:
+        with slots:
+            self._carry_out(action)
 
-        threading.Thread(target=in_slot, name="load", daemon=True).start()
+    def _carry_out(self, action: Action) -> None:
+        if isinstance(action, Load):
+            self._run_load(action)
+        else:
+            self._run_unload(action)
 
     def _run_load(self, action: Load) -> None:
         failed: ServingError | None = None
@@ -195,6 +195,11 @@ class Manager:
                 failed = error
                 log.warning("servable {name: %s version: %d}: load failed: %s", action.model, action.version, error)
                 continue
+            except Exception as error:
+                # Whatever it is, the manager's thread has to live on for the other models.
+                failed = ServingError(Code.INTERNAL, f"{type(error).__name__}: {error}")
+                log.exception("servable {name: %s version: %d}: load failed", action.model, action.version)
+                continue
             with self._changed:
                 self._serving.setdefault(action.model, {})[action.version] = _Serving(model)
                 self._lifecycle.loaded(action.model, action.version)
@@ -202,7 +207,7 @@ class Manager:
         with self._changed:
             self._lifecycle.loaded(action.model, action.version, failed)
 
-    def _run_unload(self, action: Event) -> None:
+    def _run_unload(self, action: Unload) -> None:
         with self._changed:
             versions = self._serving[action.model]
             gone = versions.pop(action.version)
@@ -212,6 +217,3 @@ class Manager:
         gone.model.close()
         with self._changed:
             self._lifecycle.unloaded(action.model, action.version)
-
-
-__all__ = ["Manager", "ManagerOptions", "Seen", "State"]

@@ -166,7 +166,7 @@ class _Handler(BaseHTTPRequestHandler):
     wbufsize = -1  # headers and body in one packet
     server: _Server
 
-    def do_GET(self) -> None:  # noqa: N802, D102
+    def do_GET(self) -> None:
         self._answer()
 
     do_POST = do_PUT = do_DELETE = do_PATCH = do_GET  # noqa: N815
@@ -203,5 +203,5 @@ class _Handler(BaseHTTPRequestHandler):
             pass  # trailers
         return b"".join(parts)
 
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002, ARG002
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
         """No access log, as in TF Serving."""

