@@ -46,11 +46,12 @@ class DataPlaneSettings:
         1.0, "seconds until an instance that doesn't accept a connection counts as failed", "SECONDS"
     )
 
-    # A machine that vanishes sends no reset. TCP notices after this; HTTP/2 pings must not be used for it, because
-    # gRPC servers take more than one ping in five minutes without data for abuse and close the connection, and with it
-    # every inference that takes longer.
+    # A machine that vanishes sends no reset. TCP notices after this; HTTP/2 pings must not be used for it: gRPC servers
+    # take more than two in five minutes without data for abuse ("Too many pings") and close the connection, and with
+    # it every inference that takes longer. Not shorter, because a process so starved that it reads nothing of a large
+    # request for this long counts as gone too.
     dead_peer_timeout: float = _setting(
-        10.0, "seconds without any sign from an instance's machine until its connections are closed", "SECONDS"
+        20.0, "seconds without any sign from an instance's machine until its connections are closed", "SECONDS"
     )
 
     # One instance's death costs one retry, two dying at once two; the third is for bad luck.

@@ -204,6 +204,10 @@ async def test_compression_is_refused_with_the_mend(fleet: Fleet, echo: EchoServ
         await call
     assert caught.value.code() is UNIMPLEMENTED
     assert "switch the client's compression off" in (caught.value.details() or "")
+    named = fleet.channel.unary_unary(PREDICT)(
+        request("m", payload=b"a" * 500), compression=grpc.Compression.Gzip, metadata=(("x-model-name", "m"),)
+    )
+    assert await named == request("m", payload=b"a" * 500)  # its body needn't be read
 
 
 async def test_a_client_cannot_name_a_cluster_by_itself(fleet: Fleet, echo: EchoServer) -> None:

@@ -68,6 +68,12 @@ async def test_a_request_reaches_its_model_unchanged(fleet: Fleet, rest: EchoRes
         assert await ask(fleet, path, body) == (200, reached)
 
 
+async def test_large_bodies_pass(fleet: Fleet, rest: EchoRest) -> None:
+    await start(fleet, rest)
+    status, answer = await ask(fleet, "/v1/models/pinned:predict", bytes(20 * 1024 * 1024))
+    assert (status, answer["length"]) == (200, 20 * 1024 * 1024)
+
+
 async def test_pinning_writes_the_version_into_the_path(fleet: Fleet, rest: EchoRest) -> None:
     await start(fleet, rest)
     for asked, reached in (

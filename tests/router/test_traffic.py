@@ -115,6 +115,8 @@ async def test_what_is_safe_to_repeat_is_retried_elsewhere(fleet: Fleet, echo: E
     answers = await asyncio.gather(*(fleet.call(request("m")) for _ in range(15)))
     assert {answer.identity for answer in answers} == {"b"}
     assert len(echo.seen) > 0
+    large = request("m", payload=os.urandom(8 * MIB))
+    assert [(await fleet.call(large)).message == large for _ in range(4)] == [True] * 4
     echo.seen.clear()
     other.seen.clear()
     answers = await asyncio.gather(*(fleet.call(request("m"), SESSION_RUN) for _ in range(15)))
@@ -129,6 +131,19 @@ async def test_errors_that_a_retry_cannot_mend_are_passed_on(fleet: Fleet, echo:
         answer = await fleet.call(request("m"))
         assert (answer.code, answer.details) == (code, "a was told to fail")
     assert len(echo.seen) == 3
+
+
+async def test_too_many_requests_in_flight(tmp_path: Path, echo: EchoServer) -> None:
+    fleet = Fleet(tmp_path, max_requests=2)
+    try:
+        echo.delay = 0.3
+        await fleet.start([model("m", {1: [echo.port]})])
+        answers = await asyncio.gather(*(fleet.call(request("m")) for _ in range(6)))
+        refused = [answer for answer in answers if answer.code is not OK]
+        assert len(refused) == 4
+        assert {(a.code, a.details) for a in refused} == {(UNAVAILABLE, "Too many requests in flight for model m")}
+    finally:
+        await fleet.close()
 
 
 async def test_no_instance_answers(fleet: Fleet) -> None:
