@@ -105,8 +105,9 @@ class Fleet:
                     self._drop(raw)
                 self._take(puts)
 
-    def picture(self) -> Picture:
-        """The fleet now."""
+    def picture(self, now: float) -> Picture:
+        """The fleet at `now`: instances whose leases were lost long enough ago are given up."""
+        self._catalog.expire(now)
         return Picture(
             revision=self._catalog.revision,
             connected=self._connected,

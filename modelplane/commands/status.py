@@ -82,4 +82,4 @@ async def _read(config: StatusConfig) -> Picture:
         raise UserError(
             f"etcd at {addresses} doesn't answer; is it running there? Choose another with --etcd"
         ) from None
-    return fleet.picture()
+    return fleet.picture(time.monotonic())

@@ -68,7 +68,8 @@ class UpConfig:
         default="127.0.0.1",
         metadata={
             "metavar": "IP",
-            "help": "where clients reach gRPC and REST; everything else stays on 127.0.0.1. There is no authentication",
+            "help": "where clients reach gRPC and REST, without authentication. All else stays on 127.0.0.1, but for "
+            "tensorflow_model_server, which listens everywhere",
         },
     )
     etcd: str | None = field(

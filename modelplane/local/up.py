@@ -6,6 +6,7 @@ Invariant: whatever goes wrong, or whoever asks for it, all children are ended i
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import time
@@ -36,6 +37,7 @@ _START_LIMIT = 60.0
 _SETTLE_LIMIT = 180.0
 _CONVERGE_LIMIT = 15.0
 _FRAME = 0.1
+_LOST_LEASES = 1.0  # how often to see whether a lost instance is to be given up, in seconds
 
 
 def choose_ports(config: UpConfig) -> dict[str, int]:
@@ -167,7 +169,7 @@ class LocalStack:
                 step.note = self._shared.etcd
                 await self._start_etcd()
                 outer.create_task(self._follow(client), name="follow")
-                await self._until(lambda: self._picture.connected, f"etcd at {self._shared.etcd} to answer")
+                await self._until(lambda: self._picture.connected, f"etcd at {self._shared.etcd} to answer", 15.0)
             self._folder.announce(Stack(self._shared.etcd, self._config.prefix, os.getpid()))
             await self._start_control_plane()
             await self._start_envoy()
@@ -291,14 +293,18 @@ class LocalStack:
                 self._screen.lines([f"{now} {line}" for line in changes(shown, picture)])
             self._screen.block(table(picture, self._screen.width - 1))
             shown = picture
-            await self._changed.wait()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_LOST_LEASES):
+                    await self._changed.wait()
             self._changed.clear()
             await asyncio.sleep(_FRAME)
+            self._picture = self._fleet.picture(time.monotonic())
 
     async def _follow(self, client: EtcdClient) -> None:
         async for update in follow(client, self._config.prefix):
-            self._fleet.apply(update, time.monotonic())
-            self._picture = self._fleet.picture()
+            now = time.monotonic()
+            self._fleet.apply(update, now)
+            self._picture = self._fleet.picture(now)
             self._changed.set()
 
     async def _animate(self) -> None:

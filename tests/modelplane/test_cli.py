@@ -65,6 +65,44 @@ def test_a_busy_port_is_a_users_mistake() -> None:
     assert as_user_error(OSError(errno.EIO, "I/O error")) is None
 
 
+def test_a_services_own_os_error_is_a_users_mistake_and_a_plain_one_is_not() -> None:
+    class AddressInUseError(OSError):
+        pass
+
+    assert str(as_user_error(AddressInUseError("0.0.0.0:1 is taken"))) == "0.0.0.0:1 is taken"
+    assert as_user_error(ConnectionResetError("peer")) is None
+
+
+def test_the_envoy_bootstrap_names_every_control_plane(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["envoy-bootstrap", "--xds", "plane-0:18000,plane-1:18001", "--node-id", "edge"]) == 0
+    out = capsys.readouterr().out
+    for part in ("'plane-0', port_value: 18000", "'plane-1', port_value: 18001", "'edge'"):
+        assert part in out
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "message"),
+    [
+        (["envoy-bootstrap", "--xds", "nonsense"], 2, "'nonsense' is not HOST:PORT"),
+        (["status", "--etcd", "127.0.0.1:1", "--etcd-timeout", "0.5"], 1, "etcd at 127.0.0.1:1 doesn't answer"),
+        (["monitor", "--lease-ttl", "0"], 2, "(from --lease-ttl)"),
+        (["monitor"], 2, "nothing to watch"),
+        (["up", "--model", "x=/nowhere"], 1, "--model x=/nowhere: there is no folder /nowhere"),
+        (["up", "--grpc-port", "99999"], 2, "--grpc-port: 99999 is no TCP port"),
+        (["up", "--instances", "0"], 2, "--instances: 0 is not between 1 and 64"),
+        (["up", "--listen", "everywhere"], 2, "--listen: 'everywhere' is no IP address"),
+    ],
+)
+def test_what_a_user_can_get_wrong_is_one_line(
+    argv: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(argv) == code
+    error = capsys.readouterr().err
+    assert error.startswith(f"modelplane {argv[0]}: error: ")
+    assert message in error
+    assert error.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("argv", "expected"),
     [

@@ -52,7 +52,7 @@ def test_a_fleet_that_serves() -> None:
         ready("digits", 1, "tfs-0"),
         ready("digits", 2, "tfs-0"),
         ready("digits", 1, "tfs-1"),
-    ).picture()
+    ).picture(5.0)
     assert table(picture) == [
         "MODEL   VERSION  SERVED  STATE",
         "digits  2        yes     ready on tfs-0; loading on tfs-1",
@@ -69,7 +69,7 @@ def test_it_says_why_something_is_not_ready() -> None:
     no_variables = Servable("bare", 3, ServableState.AVAILABLE, proof=Proof.FAILED, proof_detail="no variable b")
     picture = fleet(
         instance("tfs-0", broken, no_variables), instance("tfs-1", broken, detail="the server restarts")
-    ).picture()
+    ).picture(5.0)
     lines = table(picture)
     assert lines[lines.index("NOT READY") + 1 :] == [
         "tfs-1: the server restarts",
@@ -80,17 +80,17 @@ def test_it_says_why_something_is_not_ready() -> None:
 
 
 def test_what_was_unloaded_is_not_shown() -> None:
-    assert fleet(instance("tfs-0", Servable("old", 1, ServableState.END))).picture().versions == ()
+    assert fleet(instance("tfs-0", Servable("old", 1, ServableState.END))).picture(5.0).versions == ()
 
 
 def test_an_empty_registry() -> None:
-    assert table(fleet().picture()) == ["No models.", "", "No instances."]
+    assert table(fleet().picture(5.0)) == ["No models.", "", "No instances."]
 
 
 def test_a_lost_registry_is_said_and_the_last_picture_stays() -> None:
     made = fleet(instance("tfs-0", available("digits", 1)), ready("digits", 1, "tfs-0"))
     made.apply(Connection(connected=False, detail="down"), 1.0)
-    lines = table(made.picture())
+    lines = table(made.picture(5.0))
     assert lines[0].startswith("The registry (etcd) can't be reached")
     assert "digits  1        yes     ready on tfs-0" in lines
 
@@ -99,10 +99,10 @@ def test_changes_are_told_one_by_one() -> None:
     made = fleet(
         instance("tfs-0", Servable("digits", 2, ServableState.LOADING)), ready("digits", 2, "tfs-0", ReadyState.LOADING)
     )
-    before = made.picture()
+    before = made.picture(5.0)
     assert changes(Picture(), before) == ["tfs-0: serving", "digits version 2 on tfs-0: loading"]
     made.apply(Changes(8, instance("tfs-0", available("digits", 2)) | ready("digits", 2, "tfs-0"), frozenset()), 1.0)
-    served = made.picture()
+    served = made.picture(5.0)
     assert changes(before, served) == [
         "digits version 2 on tfs-0: ready",
         "digits: requests that name no version get version 2",
@@ -111,22 +111,30 @@ def test_changes_are_told_one_by_one() -> None:
     gone = frozenset({KEYS.make(InstanceKey("tfs-0"))})
     made.apply(Changes(9, ready("digits", 2, "tfs-0", ReadyState.DRAINING), frozenset()), 2.0)
     made.apply(Changes(10, {}, gone | {KEYS.make(ReadyKey("digits", 2, "tfs-0"))}), 3.0)
-    assert changes(served, made.picture()) == ["tfs-0: gone from the registry", "digits version 2 on tfs-0: gone"]
+    assert changes(served, made.picture(5.0)) == ["tfs-0: gone from the registry", "digits version 2 on tfs-0: gone"]
+
+
+def test_an_instance_whose_lease_was_lost_is_given_up_in_time() -> None:
+    made = fleet(instance("tfs-0"), instance("tfs-1"), ready("digits", 1, "tfs-0"), ready("digits", 1, "tfs-1"))
+    lost = frozenset({KEYS.make(InstanceKey("tfs-0")), KEYS.make(ReadyKey("digits", 1, "tfs-0"))})
+    made.apply(Changes(8, {}, lost), 10.0)
+    assert "digits  1        yes     ready on tfs-1; lease lost on tfs-0" in table(made.picture(10.0))
+    assert "digits  1        yes     ready on tfs-1" in table(made.picture(1000.0))
 
 
 def test_converged_needs_an_envoy_and_every_plane() -> None:
     def plane(name: str, revision: int, envoys: int) -> dict[str, bytes]:
         return {KEYS.make(PlaneKey(name)): encode_plane(PlaneRecord(revision, envoys))}
 
-    assert not fleet().picture().converged
-    assert not fleet(plane("a", 7, 0)).picture().converged
-    assert not fleet(plane("a", 6, 1)).picture().converged
-    assert not fleet(plane("a", 7, 1), plane("b", 6, 0)).picture().converged
-    assert fleet(plane("a", 7, 1), plane("b", 8, 0)).picture().converged
+    assert not fleet().picture(5.0).converged
+    assert not fleet(plane("a", 7, 0)).picture(5.0).converged
+    assert not fleet(plane("a", 6, 1)).picture(5.0).converged
+    assert not fleet(plane("a", 7, 1), plane("b", 6, 0)).picture(5.0).converged
+    assert fleet(plane("a", 7, 1), plane("b", 8, 0)).picture(5.0).converged
 
 
 def test_nonsense_in_the_registry_is_passed_over() -> None:
-    picture = fleet({KEYS.make(InstanceKey("tfs-0")): b"{", "/modelplane/other": b"x"}).picture()
+    picture = fleet({KEYS.make(InstanceKey("tfs-0")): b"{", "/modelplane/other": b"x"}).picture(5.0)
     assert picture.instances == {}
 
 
