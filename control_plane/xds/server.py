@@ -41,9 +41,11 @@ REASON = 500
 """Characters of a NACK's message that are logged."""
 
 SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
-    # An Envoy that hangs or whose machine is gone closes nothing: it is declared dead after 10 s + 3 s.
+    # An Envoy that hangs or whose machine is gone closes nothing: it is declared dead after 10 s + 3 s. The timeout has
+    # two names, and without the second one it was 60 s (grpcio 1.85, an Envoy stopped by SIGSTOP).
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 3_000),
+    ("grpc.http2.ping_timeout_ms", 3_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
     # Envoy pings every two seconds (envoy/bootstrap.yaml), which gRPC takes for abuse unless told otherwise.
@@ -207,7 +209,7 @@ class XdsServer:
         connection = _Connection(DeltaStream(self._table, now, self._limits), context.peer(), now)
         number = next(self._numbers)
         self._connections[number] = connection
-        detail = "it ended the stream"
+        detail = "the stream ended"
         try:
             async with asyncio.TaskGroup() as tasks:
                 reader = tasks.create_task(self._read(connection, requests))
@@ -216,7 +218,7 @@ class XdsServer:
         except asyncio.CancelledError:
             # gRPC cancels the handler when the other end or the connection is gone.
             unanswered = connection.machine.unanswered
-            detail = f"the connection was lost with {unanswered} responses not answered"
+            detail = f"it is gone or no longer answers ({unanswered} responses without an answer)"
             raise
         finally:
             del self._connections[number]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 
 import pytest
 
 from control_plane.catalog import Address
-from control_plane.xds.events import HeldTooLong, Refused
+from control_plane.xds.events import Disconnected, HeldTooLong, Refused
 from tests.support.processes import free_port
 from tests.support.waiting import eventually
 from tests.xds.client import CDS, ECDS, EDS, LDS
@@ -131,6 +132,21 @@ async def test_a_bad_cluster_does_not_hold_up_the_others(tmp_path):
             revision = plane.change(eds_cluster("bad"), eds_cluster("good", timeout_ms=900))
             await eventually(lambda: plane.converged(revision), "the mended cluster to be acknowledged")
             assert await ask(port, cluster="bad") == 200
+
+
+async def test_an_envoy_that_hangs_is_declared_dead(tmp_path):
+    """Waits until a stopped Envoy is given up, by pings every second instead of every ten, and until it is back."""
+    options = {"grpc.keepalive_time_ms": 1000, "grpc.keepalive_timeout_ms": 500, "grpc.http2.ping_timeout_ms": 500}
+    resources = (eds_cluster("a"), assignment("a", 1), router("a"), listener(free_port()))
+    async with plane_and_envoy(tmp_path, *resources, options=options) as (plane, envoy):
+        envoy.child.send(signal.SIGSTOP)
+        try:
+            await eventually(lambda: not plane.xds.nodes, "Envoy to be given up", timeout=10)
+        finally:
+            envoy.child.send(signal.SIGCONT)
+        assert isinstance(plane.events[-1], Disconnected)
+        assert "no longer answers" in plane.events[-1].detail
+        await eventually(lambda: plane.converged(plane.revision), "Envoy to be back")
 
 
 async def test_requests_in_flight_of_a_draining_endpoint(tmp_path):

@@ -21,6 +21,7 @@ class Session(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.table = ResourceTable()
+        self.now = 0.0
         self.models: dict[str, tuple[int, int]] = {}
         self.pinned: frozenset[str] = frozenset()
         self.revision = 1
@@ -101,7 +102,7 @@ class Session(RuleBasedStateMachine):
 
     @rule(count=st.integers(1, 3))
     def write(self, count) -> None:
-        for raw in self.stream.outgoing(0.0):
+        for raw in self.stream.outgoing(self.now):
             self.in_flight.append(Response.FromString(raw))
 
     @precondition(lambda self: self.in_flight)
@@ -199,6 +200,8 @@ class Session(RuleBasedStateMachine):
         if not hasattr(self, "stream"):
             return
         for _ in range(200):
+            # Enough for a window to open, too little for any deadline.
+            self.now += 0.001
             if self.to_ask:
                 self.ask()
             self.write(1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -160,9 +160,10 @@ class Plane:
     revision: int = 0
     events: list[object] = field(default_factory=list)
     settle_seconds: float = 0.0
+    options: Mapping[str, int] = field(default_factory=dict)
 
     async def start(self) -> None:
-        self.server = grpc.aio.server(options=SERVER_OPTIONS)
+        self.server = grpc.aio.server(options=list((dict(SERVER_OPTIONS) | dict(self.options)).items()))
         self.xds = XdsServer(self.table, on_event=self.events.append, settle_seconds=self.settle_seconds)
         self.loads = LoadReportServer(nodes=lambda: self.xds.nodes)
         self.server.add_generic_rpc_handlers((*self.xds.handlers(), *self.loads.handlers()))
@@ -193,9 +194,11 @@ class Plane:
 
 
 @asynccontextmanager
-async def plane_and_envoy(folder: Path, *resources: Resource, workers: int = 2) -> AsyncIterator[tuple[Plane, Envoy]]:
-    """A control plane that serves these resources and an Envoy that is ready."""
-    plane = Plane()
+async def plane_and_envoy(
+    folder: Path, *resources: Resource, workers: int = 2, options: Mapping[str, int] | None = None
+) -> AsyncIterator[tuple[Plane, Envoy]]:
+    """A control plane that serves these resources, with these gRPC options changed, and an Envoy that is ready."""
+    plane = Plane(options=options or {})
     await plane.start()
     plane.change(*resources)
     admin = free_port()
