@@ -139,16 +139,22 @@ local function read_spec(s)
       if not length then
         return nil
       end
+    elseif wire == 1 or wire == 5 then
+      i = i + (wire == 1 and 8 or 4)
     else
       return nil
     end
   end
+  if i > last + 1 then
+    return nil
+  end
   return name, version, label
 end
 
--- Walk over the fields of the message in body[5..size) to the model_spec: its first byte and the byte after it, as
--- offsets; false if there is none, nil if this is no protobuf message. Reads only the heads of the fields, however
--- large the tensors between them are.
+-- Walk over the fields of the message in body[5..size) to the first model_spec: its first byte and the byte after it,
+-- as offsets; false if there is none, nil if this is no protobuf message. Reads only the heads of the fields, however
+-- large the tensors between them are. A second model_spec, which protobuf merges into the first, isn't looked for: the
+-- server does read it, so a client that sends one can only lead its own request astray.
 local function find_spec(body, size, depth)
   local at, stop, group = 5, size, 0
   while at < stop do
@@ -198,7 +204,7 @@ end
 -- offset of the byte after it; nil for every other shape.
 local function usual_name(head)
   local tag, length, name_tag, name_length = byte(head, 6, 9)
-  if tag ~= 10 or name_tag ~= 10 or length > 127 or name_length > 127 or 7 + length > #head then
+  if not name_length or tag ~= 10 or name_tag ~= 10 or length > 127 or name_length > 127 or 7 + length > #head then
     return nil
   end
   local last, after = 7 + length, 10 + name_length

@@ -8,6 +8,7 @@ import grpc
 import pytest
 from tensorflow_serving.apis import predict_pb2
 
+from control_plane.resources import router
 from tests.support.echo import EchoServer
 from tests.support.fleet import PREDICT, STATUS, Fleet, model
 from tests.support.requests import field, request, spec, varint
@@ -56,6 +57,7 @@ async def test_legal_spellings_that_no_official_client_uses(fleet: Fleet, echo: 
         (field(1, field(2, b"\x08\x01") + field(1, "m") + field(4, "label")), "m"),
         (field(1, field(1, "other") + field(1, "m")), "m"),
         (field(1, b"\x50\x01" + field(1, "m") + field(11, b"unknown")), "m"),
+        (field(1, b"\x59" + bytes(8) + b"\x5d" + bytes(4) + field(1, "m")), "m"),
     ):
         answer = await fleet.call(sent)
         assert (answer.code, answer.message) == (OK, sent), (sent[:40], answer.details)
@@ -169,6 +171,7 @@ async def test_errors_are_tf_servings_own(fleet: Fleet, echo: EchoServer) -> Non
         (request(""), PREDICT, INVALID, "ModelSpec has no name specified."),
         (field(1, spec("", 3)), PREDICT, INVALID, "ModelSpec has no name specified."),
         (b"\x0a\x80", PREDICT, INVALID, bad),
+        (b"\x0a\x01\x0a", PREDICT, INVALID, bad),
         (b"\x0a\x05\x0a\x09ab", PREDICT, INVALID, bad),
         (b"\x0a\xff\xff\xff\xff\x0f", PREDICT, INVALID, bad),
         (b"\xff" * 50, PREDICT, INVALID, bad),
@@ -220,6 +223,17 @@ async def test_a_client_cannot_name_a_cluster_by_itself(fleet: Fleet, echo: Echo
     assert ours == {"x-modelplane-cluster"}
 
 
+async def test_a_router_that_fails_lets_nobody_choose_a_cluster(
+    fleet: Fleet, echo: EchoServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(router, "lua_source", lambda *_: "function envoy_on_request(handle) error('broken') end")
+    await start(fleet, echo)
+    answer = await fleet.call(request("m"), x_modelplane_cluster="m")
+    assert (answer.code, answer.details) == (grpc.StatusCode.INTERNAL, "The model router failed on this request")
+    assert echo.seen == []
+    assert _script_errors(fleet) == (1, 1)
+
+
 async def test_the_router_agrees_with_protobuf_on_random_requests(fleet: Fleet, echo: EchoServer) -> None:
     """Random specs, random junk around them, random damage: never a crash of the script, and where protobuf reads a
     name, the router reads the same."""
@@ -243,9 +257,28 @@ async def test_the_router_agrees_with_protobuf_on_random_requests(fleet: Fleet, 
             assert (answer.code, answer.details) == expected, (sent, name, version, label)
         else:
             assert answer.code in (OK, NOT_FOUND, INVALID, UNAVAILABLE), answer
-    counted = fleet.envoy.stats("http.grpc.lua.model_router_grpc")
-    assert counted["http.grpc.lua.model_router_grpc.executions"] == 400
-    assert counted["http.grpc.lua.model_router_grpc.errors"] == 0
+    assert _script_errors(fleet) == (400, 0)
+
+
+async def test_no_damage_makes_the_script_fail(fleet: Fleet, echo: EchoServer) -> None:
+    """Short bodies of the bytes that mean something to the parser, every length down to nothing."""
+    await start(fleet, echo, {"m": 2})
+    chance = random.Random(11)
+    telling = b"\x00\x01\x02\x03\x05\x08\x0a\x0a\x0a\x12\x1a\x22\x7f\x80\xff" + b"m"
+    whole = request("m", HUGE, signature="s", payload=b"x")
+    bodies = [whole[:length] for length in range(len(whole))]
+    bodies += [bytes(chance.choices(telling, k=chance.randrange(14))) for _ in range(600)]
+    for method in (PREDICT, SERVICE + "MultiInference"):
+        for body in bodies:
+            answer = await fleet.call(body, method)
+            assert answer.code in (OK, NOT_FOUND, INVALID, UNAVAILABLE), (body, answer)
+    assert _script_errors(fleet) == (2 * len(bodies), 0)
+
+
+def _script_errors(fleet: Fleet) -> tuple[int, int]:
+    prefix = "http.grpc.lua.model_router_grpc"
+    counted = fleet.envoy.stats(prefix)
+    return counted[f"{prefix}.executions"], counted[f"{prefix}.errors"]
 
 
 def _expected(name: str, version: int | None, label: str | None) -> tuple[grpc.StatusCode, str]:
