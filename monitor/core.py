@@ -10,8 +10,12 @@ is a new load and has to be proved again; END stays listed for the life of the s
     START, LOADING              -> key LOADING (announced: the model is known, this is no endpoint)
     AVAILABLE, not yet proved   -> key LOADING, probe
     AVAILABLE, proved/trusted   -> key READY
-    AVAILABLE, probe failed     -> no key; probed again with backoff, for a model can recover
+    AVAILABLE, probe failed     -> key LOADING still: known, but no endpoint; probed again, for a model can recover
     UNLOADING, END, not listed  -> no key, at once
+
+With one exception to the last: where a server holds one version at a time, it swaps by itself, and answers whoever
+names no version from the new one at once. The old key stays until the new version's first probe has ended, or the model
+would have no endpoint on this instance for that long although it never stopped answering.
 
 The server as a whole counts as unreachable after FAILURES calls in a row without one answer, over more than one poll
 interval if it could not be connected to, and over `slow_for` seconds if it was merely slow: a server under heavy load
@@ -44,6 +48,8 @@ FAILURES = 3
 FIRST_RETRY, LAST_RETRY = 0.5, 30.0
 KEPT_ENDED = 3
 """Versions per model that ended without an error and are still told of: the server lists them for ever."""
+SWAP = 2.0
+"""Seconds for which two versions are both AVAILABLE at most while a server swaps them (its tick is 0.1 s)."""
 MAX_TEXT = 1000
 _RANK = {state: rank for rank, state in enumerate(ServableState)}
 _ANNOUNCED = (ServableState.START, ServableState.LOADING)
@@ -65,6 +71,8 @@ class _Version:
     proof: Proof = Proof.PENDING
     detail: str = ""
     ready: bool = False
+    was_ready: bool = False
+    """It was READY when the server let go of it."""
     probing: bool = False
     probe_at: float | None = None
     attempts: int = 0
@@ -81,6 +89,7 @@ class _Model:
     failures: int = 0
     trouble: str = ""
     seen_several: bool = False
+    several_since: float | None = None
     published: dict[ReadyKey, ReadyRecord] = field(default_factory=dict)
     servables: tuple[Servable, ...] = ()
     """This model's part of the instance record, kept: with 1,000 models one change must not build 1,000 of these."""
@@ -156,6 +165,7 @@ class MonitorCore:
         if model is None:
             return
         model.failures = 0
+        self._watch_for_several(model, versions, now)
         if versions == model.answer:
             return
         self.touched, model.answer = True, versions
@@ -166,8 +176,6 @@ class MonitorCore:
             del model.versions[version]
         for status in listed.values():
             self._observe(model, status, now)
-        if sum(v.state is ServableState.AVAILABLE for v in model.versions.values()) > 1:
-            model.seen_several = True
         self._dirty.add(name)
         self._forget_if_gone(name, model)
 
@@ -271,6 +279,19 @@ class MonitorCore:
 
     # --- inside -------------------------------------------------------------------------------------------------
 
+    def _watch_for_several(self, model: _Model, versions: tuple[VersionStatus, ...], now: float) -> None:
+        """Find out whether a server whose policy is unknown keeps several versions: not from the moment in which one
+        that keeps a single version swaps."""
+        if model.watched.several_versions is not None or model.seen_several:
+            return
+        if sum(status.state is ServableState.AVAILABLE for status in versions) < 2:
+            model.several_since = None
+        elif model.several_since is None:
+            model.several_since = now
+        elif now - model.several_since >= SWAP:
+            model.seen_several = self.touched = True
+            self._dirty.add(model.watched.name)
+
     def _observe(self, model: _Model, status: VersionStatus, now: float) -> None:
         name, number = model.watched.name, status.version
         known = model.versions.get(number)
@@ -286,6 +307,7 @@ class MonitorCore:
         if entered and status.state is ServableState.AVAILABLE:
             known.probe_at = now
         elif status.state is not ServableState.AVAILABLE:
+            known.was_ready = known.was_ready or known.ready
             known.ready, known.probe_at = False, None
             if known.state is ServableState.END:
                 known.proof, known.detail = Proof.PENDING, ""
@@ -340,6 +362,8 @@ class MonitorCore:
         keys = {}
         for number, version in sorted(model.versions.items()):
             state = self._ready_state(version)
+            if state is None and version.was_ready and not (several or self.draining) and _being_replaced(model):
+                state = ReadyState.READY
             if state is not None:
                 key = ReadyKey(model.watched.name, number, self.instance)
                 keys[key] = replace(self._endpoint, state=state, several_versions=several)
@@ -350,8 +374,8 @@ class MonitorCore:
             return ReadyState.DRAINING if self.draining else ReadyState.READY
         if self.draining:
             return None
-        unproved = version.state is ServableState.AVAILABLE and version.proof is Proof.PENDING
-        return ReadyState.LOADING if unproved or version.state in _ANNOUNCED else None
+        known = version.state is ServableState.AVAILABLE or version.state in _ANNOUNCED
+        return ReadyState.LOADING if known else None
 
     def _instance_record(self) -> InstanceRecord:
         models = [self._models[name] for name in sorted(self._models)]
@@ -373,6 +397,14 @@ class MonitorCore:
 
     def _say(self, model: str, version: int, text: str, level: int = logging.INFO) -> None:
         log.log(level, "model %s version %d on %s: %s", model, version, self.instance, text)
+
+
+def _being_replaced(model: _Model) -> bool:
+    """Whether another version has taken over and its first probe has not ended."""
+    return any(
+        version.state is ServableState.AVAILABLE and version.proof is Proof.PENDING
+        for version in model.versions.values()
+    )
 
 
 def _servables(name: str, model: _Model) -> tuple[Servable, ...]:
