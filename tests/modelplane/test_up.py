@@ -112,7 +112,7 @@ async def test_one_command_shows_a_prediction_and_ctrl_c_leaves_nothing(state: P
         second = modelplane("up", f"--state={state}", *ANY_PORTS)
         assert second.returncode == 1
         assert f"{state} is in use by another `modelplane up` (pid {stack.pid})" in second.stderr
-        grpc_port = ports(output.partition("Envoy")[2])[0]
+        grpc_port = re.findall(r"^  gRPC +127\.0\.0\.1:(\d+)$", output, re.MULTILINE)[0]
         taken = modelplane("up", f"--state={state}-2", *ANY_PORTS, f"--grpc-port={grpc_port}")
         assert taken.returncode == 1
         assert re.fullmatch(
