@@ -324,6 +324,8 @@ class DeltaStream:
                 self._order.released = True
             elif due:
                 self._order.cluster_due(name)
+            else:
+                self._order.cluster_not_due(name)
         elif subscription.type_url != CLUSTER_LOAD_ASSIGNMENT and (resource is None or not due):
             self._order.waiting.pop(key, None)
 

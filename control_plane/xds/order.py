@@ -52,7 +52,12 @@ class Order:
 
     def cluster_due(self, name: str) -> None:
         """A cluster is to be sent: not usable until its EDS is ACKed after that."""
-        self.warming[name] = None
+        self.warming.setdefault(name, None)
+
+    def cluster_not_due(self, name: str) -> None:
+        """The client has the cluster after all: the change was taken back before it was sent."""
+        if self.warming.get(name, 0) is None:
+            self.cluster_gone(name)
 
     def cluster_sent(self, name: str, sequence: int, *, has_endpoints: bool) -> None:
         """A cluster went out; one without an EDS resource is usable from there on, since a stream is in order."""

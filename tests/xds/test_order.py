@@ -212,6 +212,14 @@ def test_after_a_reconnect_a_router_waits_for_old_endpoints_to_be_renewed():
     assert policy.type_url == ECDS
 
 
+def test_nothing_waits_for_a_change_of_a_cluster_that_was_taken_back():
+    talk = envoy_like(A, EA, router("a"))
+    talk.stream.notice(talk.table.update([cluster("a", 2)], [], 2), talk.now)
+    talk.stream.notice(talk.table.update([cluster("a", 1)], [], 3), talk.now)
+    (policy,) = talk.change(router("a", version=2), revision=4)
+    assert policy.type_url == ECDS
+
+
 def test_endpoints_sent_before_the_cluster_changed_again_do_not_count():
     talk = envoy_like(A, EA, router("a"))
     (endpoint,) = talk.change(endpoints("a", 7))
