@@ -42,6 +42,9 @@ def main(argv: Sequence[str]) -> int:
         return _version() if flags.version else _serve(flags)
     except (ServingError, RuntimeError, ModuleNotFoundError, FileNotFoundError) as error:
         print(f"Failed to start server. Error: {error}", flush=True)  # noqa: T201
+        if threading.active_count() > 1:
+            # A load may be under way inside TensorFlow, which the interpreter's own way out would pull from under it.
+            os._exit(FAILURE)
         return FAILURE
 
 

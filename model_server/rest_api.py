@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import logging
 import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -25,6 +26,8 @@ from model_server.messages import (
     regression_pb2,
 )
 from model_server.models import Models
+
+log = logging.getLogger(__name__)
 
 # util/net_http and http_server.cc; whatever is not listed is 500.
 _HTTP = {
@@ -84,6 +87,9 @@ class Rest:
             raise invalid(f"Malformed request: {method} {path}")
         except ServingError as error:
             return _HTTP.get(error.code, 500), rest_json.error_body(error)
+        except Exception as error:
+            log.exception("REST: %s %s", method, path)
+            return 500, rest_json.error_body(ServingError(Code.INTERNAL, f"{type(error).__name__}: {error}"))
 
     def _describe(self, asked: re.Match[str]) -> bytes:
         if not asked["name"]:

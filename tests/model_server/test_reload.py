@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -166,6 +168,9 @@ def test_broken_new_model_fails_the_reload_and_stays_configured(server: ModelSer
         asyncio.run(eventually(lambda: "END" in seen[-1], "the trace to see the end"))
     # Its one retry is not seen: LOADING, without an error, all the time.
     follows(seen, "?", "?1=START", "1=LOADING", f"1=END(15:{text})")
+    with urllib.request.urlopen(f"http://127.0.0.1:{server.rest_port}/v1/models/b") as response:
+        (status,) = json.load(response)["model_version_status"]
+    assert (response.status, status["state"], status["status"]["error_code"]) == (200, "END", "DATA_LOSS")
     assert server.predict("good", 1) == 2.5
     reload(server, *both)  # no longer new, so OK
     saved_models.repair(folder)
@@ -418,11 +423,11 @@ async def test_load_threads_and_a_single_poll(tmp_path: Path) -> None:
         parallel = stack.enter_context(
             ModelServer(
                 tmp_path / "log",
-                *(*args, "--load_retry_interval_micros=30000000", "--num_load_threads=4"),
+                *(*args, "--load_retry_interval_micros=3000000", "--num_load_threads=4"),
             )
         )
         once = stack.enter_context(ModelServer(tmp_path / "log2", *args, "--file_system_poll_wait_seconds=0"))
-        saved_models.corrupt(tmp_path / "broken")
+        folder = saved_models.corrupt(tmp_path / "broken")
         saved_models.half_plus_two(tmp_path / "good")
         models = [config(name, tmp_path / name) for name in ("start", "broken", "good")]
         assert error_of(lambda: reload(parallel, *models, timeout=3))[0] == "DEADLINE_EXCEEDED"
@@ -430,6 +435,10 @@ async def test_load_threads_and_a_single_poll(tmp_path: Path) -> None:
         assert states(parallel, "good") == "1=AVAILABLE"
         saved_models.half_plus_two(tmp_path / "start", 2)
         await reach(parallel, "start", "2=AVAILABLE 1=END")
+        # No longer wanted, it isn't tried again after the wait that it is in.
+        folder.rename(tmp_path / "away")
+        await reach(parallel, "broken", f"1=END(15:Can't parse {folder}/saved_model.pb as binary proto)")
+        assert parallel.child.output.count("load failed") < 4
         assert error_of(lambda: reload(once, models[2], timeout=2))[0] == "DEADLINE_EXCEEDED"
         assert states(once, "good") == ""
         # Dropped by that reload, which needs no poll.
