@@ -128,7 +128,7 @@ def _probe(target: Target, message: Path, expected: int | None = None) -> int:
             answer = call(message.read_bytes(), metadata=metadata, timeout=_PROBE_TIMEOUT)
     except grpc.RpcError as error:
         said = f"{error.code().name}: {error.details()}"
-        raise BenchError(f"{target.address} answered for model {target.model!r} ({target.key}) {said}") from None
+        raise BenchError(f"a probe of model {target.model!r} at {target.address} ({target.key}) got {said}") from None
     if expected is not None and len(answer) != expected:
         raise BenchError(f"{target.key}: {target.address} answered {len(answer)} bytes where it had been {expected}")
     return len(answer)

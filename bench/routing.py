@@ -54,7 +54,7 @@ in turns (A B C A B C …, so that all of them see the same machine) to:
 """
 _EPILOG = """\
 examples:
-  python -m bench.routing                                    everything, about three minutes
+  python -m bench.routing                                    everything, about four minutes
   python -m bench.routing --rounds 2 --seconds 0.5           a first look
   python -m bench.routing --sizes 8MiB --targets header,routed,pinned
   python -m bench.routing --upstream model-server            a real server's latency behind it
