@@ -320,8 +320,7 @@ class DeltaStream:
         due = item.due is not None
         if subscription.type_url == CLUSTER:
             if resource is None:
-                self._order.cluster_gone(name)
-                self._order.released = True
+                self._order.cluster_removed(name)
             elif due:
                 self._order.cluster_due(name)
             else:
@@ -331,6 +330,10 @@ class DeltaStream:
 
     def _let_wait(self, now: float) -> None:
         """Settle for each resource that can name clusters which of them it has to wait for."""
+        for key in self._order.outdated():
+            current = self._table.get(*key)
+            if current is None or current.version != self._order.waiting[key].resource.version:
+                del self._order.waiting[key]
         clusters = self._subscriptions.get(CLUSTER)
         endpoints = self._subscriptions.get(CLUSTER_LOAD_ASSIGNMENT)
         blind = clusters is not None and endpoints is None and bool(self._table.entries(CLUSTER_LOAD_ASSIGNMENT))

@@ -47,6 +47,8 @@ class Order:
     held: dict[Key, list[tuple[int, Resource | None]]] = field(default_factory=dict)
     settled: bool = False
     """The client has said what it holds of every type that we have."""
+    removed: set[str] = field(default_factory=set)
+    """Clusters that the table has lost since `waiting` was looked through last."""
     released: bool = True
     """Something happened that may let removals go that had to wait when they were looked at last."""
 
@@ -71,6 +73,22 @@ class Order:
         self.warming.pop(name, None)
         for waiting in self.waiting.values():
             waiting.clusters.pop(name, None)
+
+    def cluster_removed(self, name: str) -> None:
+        """The table no longer has this cluster."""
+        self.cluster_gone(name)
+        self.removed.add(name)
+        self.released = True
+
+    def outdated(self) -> list[Key]:
+        """What waits and requires a cluster that has been removed meanwhile: it must not go out, something newer will.
+
+        Forgets which clusters those were.
+        """
+        removed, self.removed = self.removed, set()
+        if not removed:
+            return []
+        return [key for key, waiting in self.waiting.items() if not removed.isdisjoint(waiting.resource.requires)]
 
     def endpoints_acked(self, names: Iterable[str], sequence: int) -> None:
         """EDS of these clusters, sent in that response, was ACKed: usable, if no CDS of them went out after it."""

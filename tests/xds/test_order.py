@@ -220,6 +220,14 @@ def test_nothing_waits_for_a_change_of_a_cluster_that_was_taken_back():
     assert policy.type_url == ECDS
 
 
+def test_a_router_that_waits_for_a_cluster_which_is_removed_meanwhile_is_never_sent():
+    talk = envoy_like(A, EA, router("a"))
+    talk.change(B, EB, router("a", "b", version=2))
+    sent = talk.change(router("a", version=3), removes=[(CDS, "b"), (EDS, "b")])
+    (policy,) = (response for response in sent if response.type_url == ECDS)
+    assert policy.resources[0].version == router("a", version=3).version
+
+
 def test_endpoints_sent_before_the_cluster_changed_again_do_not_count():
     talk = envoy_like(A, EA, router("a"))
     (endpoint,) = talk.change(endpoints("a", 7))

@@ -176,7 +176,7 @@ class Session(RuleBasedStateMachine):
     def never_a_router_without_its_clusters(self) -> None:
         version = self.held[ECDS].get("router")
         if version is not None and not self.refused:
-            missing = self.requirements[version] - self.held[EDS].keys() - self.held[CDS].keys()
+            missing = self.requirements[version] - (self.held[EDS].keys() & self.held[CDS].keys())
             assert not missing
 
     @invariant()
