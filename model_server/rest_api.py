@@ -122,7 +122,7 @@ class Rest:
         with self._models.acquire(spec_only) as (_, model):
             name = signature or inference.DEFAULT_SIGNATURE
             if name not in model.signatures:
-                raise ServingError(Code.FAILED_PRECONDITION, f'Serving signature key "{name}" not found.')
+                raise invalid(f'Serving signature name: "{name}" not found in signature def')
             request, rows = rest_json.predict_request(document, model.signatures[name].inputs)
             request.model_spec.signature_name = name
             outputs = inference.predict_tensors(model, request, self._timeout)

@@ -6,10 +6,10 @@ Invariant: a value is taken only if its JSON type fits the signature's dtype; no
 from __future__ import annotations
 
 import base64
-import binascii
 import json
+import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -18,7 +18,12 @@ from model_server.libtensorflow import DT_STRING, Tensor
 from model_server.messages import input_pb2, predict_pb2, types_pb2
 from model_server.tensors import KINDS, to_array
 
+_Values: TypeAlias = tuple[list[int], list[Any]]
+"""A tensor's shape and its values in row-major order."""
 _FLOATS = {types_pb2.DT_FLOAT, types_pb2.DT_DOUBLE, types_pb2.DT_HALF, types_pb2.DT_BFLOAT16}
+
+# Whole numbers up to here are exact in these types.
+_EXACT = {types_pb2.DT_FLOAT: 2**24 - 1, types_pb2.DT_DOUBLE: 2**53 - 1}
 
 
 def parse_body(body: bytes) -> dict[str, Any]:
@@ -32,69 +37,96 @@ def parse_body(body: bytes) -> dict[str, Any]:
     except (json.JSONDecodeError, RecursionError) as error:
         raise invalid(f"JSON Parse error: Invalid value. at offset: {getattr(error, 'pos', 0)}") from error
     if not isinstance(document, dict):
-        raise invalid(f"JSON Value: {_short(document)} Type: {_type_name(document)} is not of expected type: Object")
+        raise _malformed(document, "Is not object")
     return document
 
 
 def predict_request(document: Mapping[str, Any], inputs: Mapping[str, Any]) -> tuple[Any, bool]:
-    """A PredictRequest without model_spec.name, and whether it came in rows (`instances`) rather than columns.
+    """A PredictRequest without model_spec, and whether it came in rows (`instances`) rather than columns (`inputs`).
 
     `inputs` are the signature's TensorInfos by alias. Raises ServingError.
     """
-    request = predict_pb2.PredictRequest()
-    if ("instances" in document) == ("inputs" in document):
-        both = "Missing 'inputs' or 'instances' key" if "inputs" not in document else "Not formatted correctly: both"
-        raise invalid(both if "inputs" not in document else f"{both} 'inputs' and 'instances' keys are set")
     rows = "instances" in document
-    columns = _rows(document["instances"], inputs) if rows else _columns(document["inputs"], inputs)
-    for alias, value in columns.items():
-        _fill(request.inputs[alias], value, inputs[alias].dtype)
+    if rows and "inputs" in document:
+        raise _malformed(
+            document, "Not formatted correctly expecting only one of 'inputs' or 'instances' keys to exist "
+        )
+    if not rows and "inputs" not in document:
+        raise invalid("Missing 'inputs' or 'instances' key")
+    columns = _rows(document, inputs) if rows else _columns(document["inputs"], inputs)
+    request = predict_pb2.PredictRequest()
+    for alias, (shape, flat) in columns.items():
+        _fill(request.inputs[alias], inputs[alias].dtype, shape, flat)
     return request, rows
 
 
-def _rows(instances: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    if not isinstance(instances, list) or not instances:
-        raise invalid(f"Expecting 'instances' value to be a non-empty list, got {_short(instances)}")
-    if not isinstance(instances[0], dict) or _is_b64(instances[0]):
-        if len(inputs) != 1:
-            raise invalid(
-                f"instances is a plain list, but expecting list of objects as multiple input tensors required as per "
-                f"tensorinfo_map: {', '.join(sorted(inputs))}"
-            )
-        return {next(iter(inputs)): instances}
-    columns: dict[str, list[Any]] = {alias: [] for alias in instances[0]}
+def _rows(document: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, _Values]:
+    instances = document["instances"]
+    if not isinstance(instances, list):
+        raise _malformed(document, "Excepting 'instances' to be an list/array")  # their spelling
+    if not instances:
+        raise _malformed(document, "No values in 'instances' array")
+    named = _is_named(instances[0])
+    if not named and len(inputs) > 1:
+        raise invalid(
+            "instances is a plain list, but expecting list of objects as multiple input tensors required as per "
+            "tensorinfo_map"
+        )
+    columns: dict[str, _Values] = {}
     for number, instance in enumerate(instances):
-        if not isinstance(instance, dict) or set(instance) != set(columns) or not set(instance) <= set(inputs):
+        if _is_named(instance) != named:
+            wanted, got = ("object", "list") if named else ("value/list", "object")
+            raise invalid(f"Expecting {wanted} but got {got} at item {number} of input list")
+        for alias, value in instance.items() if named else [(next(iter(inputs)), instance)]:
+            try:
+                _add_row(columns, alias, value, inputs)
+            except ServingError as error:
+                key = f" key: {alias}" if named else ""
+                text = f"Failed to process element: {number}{key} of 'instances' list. Error: {error}"
+                raise invalid(text) from error
+        if named and set(instance) != set(inputs):
             raise invalid(
-                f"Failed to process element: {number} of 'instances' list. Error: INVALID_ARGUMENT: JSON object: does "
-                f"not have named inputs {', '.join(sorted(inputs))}"
+                f"Failed to process element: {number} of 'instances' list. JSON object: {_short(instance)} keys must "
+                f"be equal to: {','.join(sorted(inputs))}"
             )
-        for alias, value in instance.items():
-            columns[alias].append(value)
-    return columns
+    return {alias: ([len(instances), *shape], flat) for alias, (shape, flat) in columns.items()}
 
 
-def _columns(value: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    if not isinstance(value, dict) or _is_b64(value):
-        if len(inputs) != 1:
-            raise invalid(
-                f"inputs is a plain value/list, but expecting an object as multiple input tensors required as per "
-                f"tensorinfo_map: {', '.join(sorted(inputs))}"
-            )
-        return {next(iter(inputs)): value}
-    for alias in value:
-        if alias not in inputs:
-            raise invalid(f"inputs has an unknown name {alias!r}; expected {', '.join(sorted(inputs))}")
-    return value
+def _add_row(columns: dict[str, _Values], alias: str, value: Any, inputs: Mapping[str, Any]) -> None:
+    if alias not in inputs:
+        raise invalid(f"JSON object: does not have named input: {alias}")
+    shape, flat = _read(value, inputs[alias].dtype)
+    expected, values = columns.setdefault(alias, (shape, []))
+    if shape != expected:
+        raise invalid(f"Expecting shape [{','.join(map(str, expected))}] but got: [{','.join(map(str, shape))}]")
+    values.extend(flat)
 
 
-def _fill(proto: Any, value: Any, dtype: int) -> None:
+def _columns(value: Any, inputs: Mapping[str, Any]) -> dict[str, _Values]:
+    if _is_named(value):
+        missing = [alias for alias in inputs if alias not in value]
+        if missing:
+            raise invalid(f"Missing named input: {missing[0]} in 'inputs' object.")
+        return {alias: _read(value[alias], info.dtype) for alias, info in inputs.items()}
+    if len(inputs) > 1:
+        raise invalid(
+            "inputs is a plain value/list, but expecting an object as multiple input tensors required as per "
+            "tensorinfo_map"
+        )
+    return {alias: _read(value, info.dtype) for alias, info in inputs.items()}
+
+
+def _read(value: Any, dtype: int) -> _Values:
     shape, first = [], value
     while isinstance(first, list):
         shape.append(len(first))
         first = first[0] if first else None
     flat: list[Any] = []
     _flatten(value, shape, 0, dtype, flat)
+    return shape, flat
+
+
+def _fill(proto: Any, dtype: int, shape: list[int], flat: list[Any]) -> None:
     proto.dtype = dtype
     for size in shape:
         proto.tensor_shape.dim.add(size=size)
@@ -112,11 +144,20 @@ def _fill(proto: Any, value: Any, dtype: int) -> None:
 
 
 def _flatten(value: Any, shape: list[int], level: int, dtype: int, flat: list[Any]) -> None:
-    if level == len(shape):
+    if not isinstance(value, list):
+        if level != len(shape):
+            raise invalid(
+                f"JSON Value: {_short(value)} found at incorrect level: {level + 1} in the JSON DOM. Expected at "
+                f"level: {len(shape)}"
+            )
         flat.append(_scalar(value, dtype))
         return
-    if not isinstance(value, list) or len(value) != shape[level]:
-        raise invalid(f"Encountered {_short(value)} at level {level}, expected a list of size {shape[level]}")
+    if level >= len(shape):
+        raise invalid(f"Encountered list at unexpected level: {level} expected < {len(shape)}")
+    if len(value) != shape[level]:
+        raise invalid(
+            f"Encountered list at unexpected size: {len(value)} at level: {level} expected size: {shape[level]}"
+        )
     for item in value:
         _flatten(item, shape, level + 1, dtype, flat)
 
@@ -128,12 +169,14 @@ def _scalar(value: Any, dtype: int) -> Any:
         if _is_b64(value):
             try:
                 return base64.b64decode(value["b64"], validate=True)
-            except (binascii.Error, TypeError, ValueError) as error:
-                raise invalid(f"JSON Value: {_short(value)} is not valid base64: {error}") from error
+            except ValueError as error:
+                raise invalid("Unable to base64 decode") from error
     elif dtype == types_pb2.DT_BOOL:
         if isinstance(value, bool):
             return value
     elif dtype in KINDS and not isinstance(value, bool) and isinstance(value, int | float if dtype in _FLOATS else int):
+        if isinstance(value, int) and abs(value) > _EXACT.get(dtype, sys.maxsize * 2 + 1):
+            raise invalid(f"Cannot convert JSON value: {value} to {_dtype_name(dtype)} without loss of precision.")
         return value
     raise invalid(
         f"JSON Value: {_short(value)} Type: {_type_name(value)} is not of expected type: {_dtype_name(dtype)}"
@@ -141,7 +184,15 @@ def _scalar(value: Any, dtype: int) -> Any:
 
 
 def _is_b64(value: Any) -> bool:
-    return isinstance(value, dict) and set(value) == {"b64"}
+    return isinstance(value, dict) and set(value) == {"b64"} and isinstance(value["b64"], str)
+
+
+def _is_named(value: Any) -> bool:
+    return isinstance(value, dict) and not _is_b64(value)
+
+
+def _malformed(document: Any, text: str) -> ServingError:
+    return invalid(f"JSON Value: {_short(document)} {text}")
 
 
 def predict_response(outputs: Mapping[str, Tensor], *, rows: bool) -> dict[str, Any]:
@@ -183,7 +234,7 @@ def fill_input(document: Mapping[str, Any], message: Any) -> None:
     """The Input of a classify or regress body (`examples`, optional `context`). Raises ServingError."""
     rows = document.get("examples")
     if not isinstance(rows, list) or not rows:
-        raise invalid("When method is classify or regress, the request needs a non-empty list 'examples'")
+        raise _malformed(document, "When method is classify, key 'examples' is expected to be a non-empty list")
     parsed = input_pb2.Input()
     if "context" in document:
         _fill_example(document["context"], parsed.example_list_with_context.context)

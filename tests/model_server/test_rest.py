@@ -52,7 +52,7 @@ def test_status(answering: ModelServer, path: str, versions: list[str]) -> None:
         ("echo", {"instances": [[1, 255], [0, 128]]}, {"predictions": [[1, 255], [0, 128]]}),
         (
             "defaulted",
-            {"instances": [{"x": 1.0}, {"x": 2.0}]},
+            {"instances": [{"x": 1.0, "extra": 100}, {"x": 2.0, "extra": 100}]},
             {"predictions": [{"y": 101.0, "also": 1.0}, {"y": 102.0, "also": 2.0}]},
         ),
         (
@@ -114,14 +114,36 @@ def test_classify_and_regress(answering: ModelServer) -> None:
             "/v1/models/hpt:predict",
             {"instances": ["a"]},
             400,
+            "Failed to process element: 0 of 'instances' list. Error: INVALID_ARGUMENT: JSON Value: \"a\" "
+            "Type: String is not of expected type: float",
+        ),
+        (
+            "POST",
+            "/v1/models/hpt:predict",
+            {"inputs": ["a"]},
+            400,
             'JSON Value: "a" Type: String is not of expected type: float',
+        ),
+        (
+            "POST",
+            "/v1/models/defaulted:predict",
+            {"inputs": {"x": [1.0]}},
+            400,
+            "Missing named input: extra in 'inputs' object.",
+        ),
+        (
+            "POST",
+            "/v1/models/hpt:predict",
+            {"inputs": [2**24]},
+            400,
+            "Cannot convert JSON value: 16777216 to float without loss of precision.",
         ),
         (
             "POST",
             "/v1/models/hpt:predict",
             {"signature_name": "nosig", "instances": [1]},
             400,
-            'Serving signature key "nosig" not found.',
+            'Serving signature name: "nosig" not found in signature def',
         ),
     ],
 )
