@@ -26,9 +26,8 @@ class Ports:
     http: int = field(
         default=18080, metadata={"flag": "--http-port", "metavar": "PORT", "help": "control plane: health and metrics"}
     )
-    etcd: int = field(
-        default=2379, metadata={"flag": "--etcd-port", "metavar": "PORT", "help": "etcd, if `up` starts it"}
-    )
+    # Nobody but our own processes needs it, and 2379 may well be another etcd's.
+    etcd: int = field(default=0, metadata={"flag": "--etcd-port", "metavar": "PORT", "help": "etcd, if `up` starts it"})
 
     def __post_init__(self) -> None:
         for name in self.__slots__:

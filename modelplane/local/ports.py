@@ -15,13 +15,12 @@ from modelplane.errors import UserError
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """A port that the stack needs. `number` 0 asks for any free one; `fallback` takes any free one if it is taken."""
+    """A port that the stack needs; `number` 0 asks for any free one."""
 
     name: str
     flag: str
     number: int
     host: str = "127.0.0.1"
-    fallback: bool = False
 
 
 def is_free(host: str, port: int) -> bool:
@@ -77,7 +76,7 @@ def assign(wanted: Iterable[Wanted]) -> dict[str, int]:
             raise UserError(f"can't listen on {one.host}: {error.strerror}; choose another with --listen") from None
         if usable:
             chosen[one.name] = one.number
-        elif one.number == 0 or one.fallback:
+        elif one.number == 0:
             chosen[one.name] = any_free(chosen.values(), one.host)
         else:
             busy.append(_complaint(one))

@@ -51,8 +51,7 @@ def choose_ports(config: UpConfig) -> dict[str, int]:
         Wanted("http", "--http-port", ports.http),
     ]
     if config.etcd is None:
-        # Only our own processes use it: where another etcd has its port, any other will do.
-        wanted.append(Wanted("etcd", "--etcd-port", ports.etcd, fallback=ports.etcd == 2379))
+        wanted.append(Wanted("etcd", "--etcd-port", ports.etcd))
         wanted.append(Wanted("etcd-peer", "", 0))
     return assign(wanted)
 

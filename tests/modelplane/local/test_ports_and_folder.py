@@ -50,15 +50,6 @@ def test_all_busy_ports_are_named_at_once() -> None:
             assign(wanted)
 
 
-def test_a_fallback_takes_another_port() -> None:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        server.listen()
-        port = server.getsockname()[1]
-        got = assign([Wanted("etcd", "--etcd-port", port, fallback=True)])["etcd"]
-    assert got != port
-
-
 def test_one_port_wanted_twice() -> None:
     port = free_port()
     with pytest.raises(UserError, match=f"rest and grpc both want port {port}; choose another with --rest-port"):
