@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from pathlib import Path
 
+import grpc
 import pytest
 
 from registry.keys import ReadyKey
@@ -49,17 +50,19 @@ async def test_every_new_version_is_a_clean_switch(stack: Stack, tmp_path: Path,
     assert {outcome.version for outcome in load.outcomes} == {1, 2, 3, 4}
 
 
-async def test_with_one_version_at_a_time_nobody_fails_either(stack: Stack, tmp_path: Path) -> None:
-    """TF Serving's default policy swaps by itself. Waits until every instance has registered the new version."""
+@pytest.mark.parametrize("instances", ["a", "ab"])
+async def test_with_one_version_at_a_time_nobody_fails_either(stack: Stack, tmp_path: Path, instances: str) -> None:
+    """TF Serving's default policy swaps by itself. Waits until every instance has registered each new version."""
     base = tmp_path / "models" / "m"
-    await start(stack, base, "ab", versions=1)
+    await start(stack, base, instances, versions=1)
     async with Load(stack.grpc, REQUEST, clients=6, rest=0.002) as load:
+        for version in (2, 3):
+            await load.more(100)
+            saved_models.half_plus_two(base, version, b=float(version))
+            await stack.until_ready(*(ReadyKey("m", version, name) for name in instances))
         await load.more(100)
-        saved_models.half_plus_two(base, 2, b=2.0)
-        await stack.until_ready(*(ReadyKey("m", 2, name) for name in "ab"))
-        await load.more(100)
-    load.assert_all_ok(at_least=200)
-    assert load.outcomes[-1].version == 2
+    load.assert_all_ok(at_least=300)
+    assert load.outcomes[-1].version == 3
     assert all(outcome.values == (answer(outcome.version),) for outcome in load.outcomes)
 
 
@@ -115,3 +118,21 @@ async def test_a_model_that_loads_gets_no_request_until_it_answers(stack: Stack,
         await load.more(100)
     load.assert_all_ok(at_least=200)
     stack.instances["b"].monitor.send(signal.SIGTERM)
+
+
+async def test_a_model_that_nobody_answers_for_is_unavailable_not_unknown(stack: Stack, tmp_path: Path) -> None:
+    """Its only version lacks its variables. Waits until Envoy knows the model, and asks it over both protocols."""
+    base = tmp_path / "models" / "bare"
+    saved_models.without_variables(base)
+    stack.start_instance("a", {"bare": base})
+
+    async def known() -> bool:
+        record = (await stack.registry()).ready.get(ReadyKey("bare", 1, "a"))
+        return record is not None and record.state is ReadyState.LOADING and "bare@1" in stack.envoy.admin("/clusters")
+
+    await eventually(known, "the model to be known", 60)
+    await stack.envoy.ready()
+    async with Load(stack.grpc, saved_models.predict_request("bare", [1.0]), clients=1) as load:
+        await load.more(5)
+    assert {outcome.code for outcome in load.outcomes} == {grpc.StatusCode.UNAVAILABLE}
+    assert "bare" in load.outcomes[0].details

@@ -1,0 +1,115 @@
+"""The control plane's process: its HTTP port, its health service, its own record, its errors."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from registry.etcd import EtcdClient, EtcdConfig
+from tests.support.etcd import Etcd
+from tests.support.processes import ChildProcess, free_port, wait_for_port
+from tests.support.waiting import eventually
+
+
+class Plane:
+    """A control plane's process on free ports."""
+
+    def __init__(self, folder: Path, etcd: str, *flags: str) -> None:
+        self.xds_port, self.http_port = free_port(), free_port()
+        self.child = ChildProcess(
+            [
+                *(sys.executable, "-m", "modelplane", "control-plane", "--etcd", etcd, "--replica", "p"),
+                *("--xds-listen", f"127.0.0.1:{self.xds_port}", "--http-listen", f"127.0.0.1:{self.http_port}"),
+                *("--log-format", "json", *flags),
+            ],
+            folder / "plane.log",
+        )
+
+    def get(self, path: str) -> tuple[int, str]:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.http_port}{path}", timeout=5) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+
+
+@pytest.fixture
+def plane(tmp_path: Path, etcd: Etcd) -> Iterator[Plane]:
+    plane = Plane(tmp_path, etcd.endpoint)
+    with plane.child:
+        wait_for_port(plane.http_port, plane.child)
+        yield plane
+
+
+async def test_health_metrics_and_a_clean_end(plane: Plane, etcd: Etcd) -> None:
+    await eventually(lambda: plane.get("/readyz") == (200, "ok\n"), "the registry to be read")
+    assert plane.get("/healthz") == (200, "ok\n")
+    assert plane.get("/nothing")[0] == 404
+    assert "modelplane_registry_connected 1.0" in plane.get("/metrics")[1]
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{plane.xds_port}") as channel:
+        answer = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
+    assert answer.status == health_pb2.HealthCheckResponse.SERVING
+
+    async with EtcdClient(EtcdConfig((etcd.endpoint,))) as client:
+
+        async def own_record() -> bool:
+            entry = await client.get("/modelplane/planes/p")
+            return entry is not None and json.loads(entry.value)["envoys"] == 0
+
+        await eventually(own_record, "the replica's own record")
+        plane.child.send(signal.SIGTERM)
+        assert plane.child.wait() == 0
+        assert await client.get("/modelplane/planes/p") is None
+    lines = [json.loads(line) for line in plane.child.output.splitlines()]
+    assert lines[-1]["message"] == "stopped"
+
+
+async def test_not_ready_says_why(tmp_path: Path) -> None:
+    plane = Plane(tmp_path, f"127.0.0.1:{free_port()}")
+    with plane.child:
+        wait_for_port(plane.http_port, plane.child)
+        await eventually(lambda: "does not answer" in plane.get("/readyz")[1], "the reason")
+        assert plane.get("/readyz")[0] == 503
+        assert plane.get("/healthz")[0] == 200
+
+
+@pytest.mark.parametrize("flag", ["--xds-listen", "--http-listen"])
+def test_a_busy_port_is_one_line_with_the_mend(tmp_path: Path, flag: str) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        plane = Plane(tmp_path, "127.0.0.1:1", flag, address)
+        with plane.child:
+            assert plane.child.wait() == 1
+    assert "Traceback" not in plane.child.output
+    (line,) = [line for line in plane.child.output.splitlines() if "error" in line]
+    assert address in line
+    assert flag in line
+
+
+@pytest.mark.parametrize(
+    ("flags", "names"),
+    [
+        (("--xds-listen", "nowhere"), "xds-listen"),
+        (("--lease-ttl", "1"), "lease-ttl"),
+        (("--etcd", "a/b"), "--etcd"),
+        (("--max-request-bytes", "0"), "max-request-bytes"),
+    ],
+)
+def test_a_bad_value_is_named(tmp_path: Path, flags: tuple[str, ...], names: str) -> None:
+    plane = Plane(tmp_path, "127.0.0.1:1", *flags)
+    with plane.child:
+        assert plane.child.wait() == 2
+    assert "Traceback" not in plane.child.output
+    assert names in plane.child.output.replace("_", "-")
