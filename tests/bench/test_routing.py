@@ -83,7 +83,7 @@ def test_ctrl_c_stops_everything(tmp_path: Path) -> None:
     """Waits for two Envoys and the first measurement, then interrupts an endless run."""
     with bench(tmp_path, "--generator", "python", "--rounds", "1000", "--requests", "60") as process:
         assert process.stderr
-        assert "round 1/1000" in process.stderr.readline()
+        assert any("round 1/1000" in line for line in process.stderr), "it ended before it was interrupted"
         assert len(processes_of(tmp_path)) >= 2
         process.send_signal(signal.SIGINT)
         assert process.wait(30) == 130
