@@ -18,6 +18,7 @@ from monitor.core import MonitorCore, Timing
 from monitor.drain import Drain
 from monitor.model_config import ModelConfigFile
 from monitor.plan import Plan, make_plan
+from monitor.predecessor import stale_keys
 from monitor.signals import StopSignals
 from monitor.watch import Watch
 from registry.etcd import EtcdClient
@@ -90,6 +91,12 @@ class _Monitor:
         timing = Timing(config.poll_interval, slow_for=2 * config.poll_deadline)
         core = MonitorCore(name, endpoint, version("modelplane"), timing, patient=self._child is not None)
         leased = LeasedKeys(self._etcd, config.lease_ttl)
+        inheriting = asyncio.create_task(
+            stale_keys(self._etcd, self._keyspace, name, endpoint, new_server=self._child is not None), name="inherit"
+        )
+        if not await self._until_told_to_end(inheriting):
+            return await self._stop_child()
+        leased.set(dict.fromkeys(inheriting.result()))
         log.info("instance %s: watching the server at %s, registry %s", name, self._client.target, config.prefix)
         async with asyncio.TaskGroup() as group:
             registration = group.create_task(leased.run(), name="registration")

@@ -21,7 +21,19 @@ from monitor.errors import MonitorError
 from monitor.pb import tfs_pb2 as tfs
 from monitor.service import run
 from registry.etcd import EtcdConfig
-from registry.records import InstanceState, PlaneRecord, Proof, ReadyState, ServableState
+from registry.keys import InstanceKey, ReadyKey
+from registry.records import (
+    InstanceRecord,
+    InstanceState,
+    PlaneRecord,
+    Proof,
+    ReadyRecord,
+    ReadyState,
+    Servable,
+    ServableState,
+    encode_instance,
+    encode_ready,
+)
 from tests.monitor.registry_view import RegistryView
 from tests.monitor.scripted_server import Reply, ScriptedServer, hang
 from tests.support.etcd import Etcd
@@ -320,6 +332,33 @@ async def test_a_killed_monitor_leaves_its_server_serving(etcd: Etcd, registry: 
             assert _listens(port)
         finally:
             os.kill(server, signal.SIGKILL)
+
+
+async def _leave_behind(registry: RegistryView, port: int) -> None:
+    """What a monitor that was killed leaves, as long as its lease lasts: version 7 ready on this port."""
+    servables = (Servable("m", 7, AVAILABLE, proof=Proof.PROVED),)
+    instance = InstanceRecord("127.0.0.1", port, state=InstanceState.SERVING, servables=servables)
+    await registry.client.put(registry.keys.make(InstanceKey("i")), encode_instance(instance))
+    record = encode_ready(ReadyRecord(READY, "127.0.0.1", port))
+    await registry.client.put(registry.keys.make(ReadyKey("m", 7, "i")), record)
+
+
+@pytest.mark.parametrize("moved", [False, True])
+async def test_a_new_server_does_not_inherit_the_old_ones_keys(
+    etcd: Etcd, registry: RegistryView, *, moved: bool
+) -> None:
+    port = free_port()
+    await _leave_behind(registry, free_port() if moved else port)
+    with process(etcd, *owned(port)):
+        await until_ready(registry, ("m", 1))
+
+
+async def test_a_server_that_went_on_keeps_its_keys_when_its_monitor_returns(
+    etcd: Etcd, registry: RegistryView, server: ScriptedServer
+) -> None:
+    await _leave_behind(registry, server.port)
+    async with attached(etcd, server.port):
+        await until_ready(registry, ("m", 7), ("m", 1))
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, 137), (signal.SIGTERM, 143)])
