@@ -337,6 +337,8 @@ class DeltaStream:
         clusters = self._subscriptions.get(CLUSTER)
         endpoints = self._subscriptions.get(CLUSTER_LOAD_ASSIGNMENT)
         blind = clusters is not None and endpoints is None and bool(self._table.entries(CLUSTER_LOAD_ASSIGNMENT))
+        # envoy#36951 again: it withholds its CDS subscription, and lacks what was added since it had one.
+        paused = clusters is None and self._only_type is None and bool(self._table.entries(CLUSTER))
         for type_url, subscription in self._subscriptions.items():
             if type_url in _PAIR:
                 continue
@@ -346,8 +348,9 @@ class DeltaStream:
                     continue
                 everything = type_url in _AFTER_EVERYTHING
                 deadline = subscription.items[name].due_at + self._limits.gate_seconds
-                if blind and (everything or resource.requires) and now < deadline:
-                    # It has not said yet what EDS it holds: after a reconnect that may be old.
+                unknown = paused or blind if resource.requires else blind and everything
+                if unknown and now < deadline:
+                    # It has not said yet what clusters or EDS it holds: after a reconnect that may be old.
                     continue
                 self._order.wait(resource, deadline, endpoints, self._sender.sequence, everything=everything)
 

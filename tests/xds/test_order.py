@@ -237,3 +237,23 @@ def test_endpoints_sent_before_the_cluster_changed_again_do_not_count():
     assert again.type_url == EDS, "that ACK was for the old cluster's endpoints"
     (policy,) = talk.ack(again)
     assert policy.type_url == ECDS
+
+
+def test_a_router_waits_for_a_client_that_has_not_asked_for_its_clusters_yet():
+    """envoy#36951: one that reconnects while a cluster warms asks for EDS and ECDS, and for CDS only after that."""
+    talk = Talk.about(cluster("old"), endpoints("old", 1), cluster("new"), endpoints("new", 1), router("new"))
+    talk.ask(EDS, ["old"], claimed={"old": endpoints("old", 1).version})
+    assert talk.ask(ECDS, ["router"], claimed={"router": router().version}) == []
+    talk.ack_all(EDS)
+    (clusters,) = talk.ask(CDS, claimed={"old": cluster("old").version})
+    assert names(clusters) == ["new"]
+    (assignments,) = talk.ask(EDS, ["new"])
+    assert [response.type_url for response in talk.ack(assignments)] == [ECDS]
+
+
+def test_a_router_is_not_held_for_ever_from_a_client_that_never_asks_for_clusters():
+    talk = Talk.about(cluster("a"), router("a"), gate_seconds=10.0)
+    assert talk.ask(ECDS, ["router"]) == []
+    assert talk.stream.next_deadline() is not None
+    assert talk.wait(9.9) == []
+    assert [response.type_url for response in talk.wait(0.2)] == [ECDS]
