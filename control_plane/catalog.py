@@ -33,6 +33,11 @@ class Address:
     grpc_port: int
     rest_port: int
 
+    @property
+    def ports(self) -> frozenset[tuple[str, int]]:
+        """Each of its ports with the address."""
+        return frozenset((self.address, port) for port in (self.grpc_port, self.rest_port) if port)
+
 
 class Catalog:
     """Apply registry updates in order; read models by name."""

@@ -1,7 +1,7 @@
-"""What this replica says of itself in the registry. Pure: state in, record out.
+"""What this replica says in the registry of instances that drain. Pure.
 
 Invariant: a draining instance is listed only after every Envoy of this replica has acknowledged the revision at which
-its draining began, and has reported its load since; so a monitor that reads 0 may stop its server.
+its draining began, and has reported its load since then; so a monitor that reads 0 may stop its server.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from control_plane.catalog import Address
-from registry.records import PlaneRecord
 
 InFlight = Callable[[str, int], int | None]
-"""Requests in flight at address and port over all Envoys; None while some Envoy has not reported since the drain."""
+"""Requests in flight at address and port over all Envoys; None while some Envoy has not reported since the drain was
+acknowledged."""
 
 
 class DrainLedger:
@@ -23,25 +23,26 @@ class DrainLedger:
 
     def update(self, draining: Mapping[str, frozenset[Address]], revision: int) -> None:
         """Note who drains as of a registry revision."""
-        self._since = {instance: self._since.get(instance, revision) for instance in draining}
+        # The least: a wiped etcd counts from the beginning again, and the old number would never be reached.
+        self._since = {instance: min(self._since.get(instance, revision), revision) for instance in draining}
 
-    def record(
-        self,
-        draining: Mapping[str, frozenset[Address]],
-        in_flight: InFlight,
-        *,
-        converged_revision: int,
-        envoys: int,
-        version: str,
-    ) -> PlaneRecord:
-        """The record to publish."""
-        counts: dict[str, int] = {}
-        for instance, addresses in draining.items():
-            since = self._since.get(instance)
-            if since is None or since > converged_revision:
-                continue
-            ports = {(a.address, port) for a in addresses for port in (a.grpc_port, a.rest_port) if port}
-            reported = [in_flight(address, port) for address, port in sorted(ports)]
-            if None not in reported:
-                counts[instance] = sum(count for count in reported if count is not None)
-        return PlaneRecord(converged_revision, envoys, version, counts)
+    def acknowledged(
+        self, draining: Mapping[str, frozenset[Address]], converged_revision: int
+    ) -> dict[str, frozenset[Address]]:
+        """Those of the draining instances that no Envoy sends new requests to, as all of them have acknowledged."""
+        return {
+            instance: addresses
+            for instance, addresses in draining.items()
+            if self._since.get(instance, converged_revision + 1) <= converged_revision
+        }
+
+
+def requests_in_flight(acknowledged: Mapping[str, frozenset[Address]], in_flight: InFlight) -> dict[str, int]:
+    """Per acknowledged instance, of those for which it is known: what `PlaneRecord.draining` says."""
+    counts: dict[str, int] = {}
+    for instance, addresses in acknowledged.items():
+        reported = [in_flight(*port) for port in frozenset().union(*(address.ports for address in addresses))]
+        known = [count for count in reported if count is not None]
+        if len(known) == len(reported):
+            counts[instance] = sum(known)
+    return counts

@@ -23,7 +23,7 @@ from control_plane.envoy_files import split_address
 from control_plane.http import HttpServer
 from control_plane.metrics import Metrics
 from control_plane.pipeline import Pipeline
-from control_plane.replica import DrainLedger
+from control_plane.replica import DrainLedger, requests_in_flight
 from control_plane.suspects import SuspectPolicy
 from control_plane.xds.events import short_type
 from control_plane.xds.load_reports import LoadReportServer
@@ -57,8 +57,10 @@ class ControlPlane:
             Catalog(self._keyspace, SuspectPolicy(grace=config.lost_lease_grace)), self._table, config.data_plane
         )
         self._xds = XdsServer(self._table, on_change=self._stirred, settle_seconds=config.settle_time)
-        self._loads = LoadReportServer(on_change=self._stirred, nodes=lambda: self._xds.nodes)
+        self._loads = LoadReportServer(on_change=self._stirred, nodes=lambda: self._xds.expected_nodes)
         self._ledger = DrainLedger()
+        # Found out once: it takes a look at the disk.
+        self._version = version("modelplane")
         self._connected = False
         self._trouble = "the registry has not been read yet"
         self._moved = asyncio.Event()
@@ -81,11 +83,12 @@ class ControlPlane:
                         tasks.create_task(self._expire(), name="expire")
                         tasks.create_task(keys.run(), name="lease")
                         tasks.create_task(self._publish_record(keys), name="record")
+                        tasks.create_task(self._loads.run(), name="load-reports")
                 finally:
                     await keys.close()
 
     async def _follow(self, client: EtcdClient) -> None:
-        async for update in follow(client, self._config.prefix):
+        async for update in follow(client, self._keyspace.prefix):
             now = asyncio.get_running_loop().time()
             if isinstance(update, Connection):
                 self._connection_changed(update)
@@ -119,9 +122,7 @@ class ControlPlane:
                 self._publish(self._pipeline.expire(loop.time()))
 
     def _publish(self, change: TableChange) -> None:
-        draining = self._pipeline.catalog.draining
-        self._ledger.update(draining, self._pipeline.catalog.revision)
-        self._loads.set_draining(draining, self._pipeline.draining_clusters())
+        self._ledger.update(self._pipeline.catalog.draining, self._pipeline.catalog.revision)
         self._xds.publish(change)
         self._stirred()
 
@@ -134,18 +135,19 @@ class ControlPlane:
         while True:
             await self._moved.wait()
             self._moved.clear()
-            record = self._ledger.record(
-                self._pipeline.catalog.draining,
-                self._loads.in_flight,
-                converged_revision=self._xds.converged_revision(),
-                envoys=len(self._xds.nodes),
-                version=version("modelplane"),
-            )
+            record = self._record()
             self._count(record)
             if record != published and self._table.ready:
                 keys.set({key: encode_plane(record)})
                 published = record
             await asyncio.sleep(_RECORD_PAUSE)
+
+    def _record(self) -> PlaneRecord:
+        converged = self._xds.converged_revision()
+        acknowledged = self._ledger.acknowledged(self._pipeline.catalog.draining, converged)
+        self._loads.set_draining(acknowledged, self._pipeline.draining_clusters())
+        in_flight = requests_in_flight(acknowledged, self._loads.in_flight)
+        return PlaneRecord(converged, len(self._xds.expected_nodes), self._version, in_flight)
 
     def _count(self, record: PlaneRecord) -> None:
         metrics, catalog = self._metrics, self._pipeline.catalog
@@ -156,7 +158,7 @@ class ControlPlane:
         metrics.instances.set(len(catalog.instances))
         metrics.suspects.set(len(catalog.suspects))
         metrics.draining.set(len(catalog.draining))
-        metrics.envoys.set(record.envoys)
+        metrics.envoys.set(len(self._xds.nodes))
         for type_url in self._table.types():
             metrics.resources.labels(short_type(type_url)).set(len(self._table.entries(type_url)))
         metrics.streams(self._xds.totals())

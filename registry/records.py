@@ -101,8 +101,9 @@ class ReadyRecord:
 @dataclass(frozen=True, slots=True)
 class PlaneRecord:
     """`planes/<replica>`. `converged_revision`: the newest registry revision whose consequences all of this replica's
-    Envoys have acknowledged. `draining`: requests in flight per draining instance; an instance is listed only once
-    every Envoy has acknowledged its draining and has reported its load since."""
+    Envoys have acknowledged. `envoys`: how many these are, with those that were lost a moment ago and may come back.
+    `draining`: requests in flight per draining instance; an instance is listed only once every Envoy has acknowledged
+    its draining and has reported its load since."""
 
     converged_revision: int
     envoys: int = 0

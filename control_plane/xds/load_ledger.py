@@ -1,8 +1,9 @@
 """How many requests are in flight at endpoints that drain, from Envoys' load reports. Pure.
 
-Invariant: a number is given only when every Envoy that counts has reported twice since the drain began, or since it
-connected. Twice, because the report at hand may have been made before, and because Envoy's workers apply an EDS update
-a moment after its main thread has ACKed it. What a report leaves out is idle: Envoy names only what is in use.
+Invariant: a number is given only when every Envoy that counts has reported twice since it was told to (`drain`, which
+comes after all of them have ACKed the drain), or since it connected. Twice, because the report at hand may have been
+made before, and because Envoy's workers apply an EDS update a moment after its main thread has ACKed it. What a report
+leaves out is idle: Envoy names only what is in use.
 """
 
 from __future__ import annotations
@@ -55,8 +56,20 @@ class LoadLedger:
         """A stream has ended."""
         self._reporters.pop(reporter, None)
 
+    def strays(self, nodes: Iterable[str]) -> frozenset[int]:
+        """The reporters that no configuration stream belongs to, if those are of the Envoys `nodes`, one entry for
+        each: of several with one name the newest."""
+        free = Counter(nodes)
+        strays = set()
+        for number, reporter in self._reporters.items():
+            if free[reporter.node] > 0:
+                free[reporter.node] -= 1
+            else:
+                strays.add(number)
+        return frozenset(strays)
+
     def drain(self, endpoints: Iterable[HostPort]) -> bool:
-        """These endpoints drain, and no others; whether that is new."""
+        """Every Envoy knows that these endpoints drain, and no others; whether that is new."""
         draining = frozenset(endpoints)
         if draining == self._draining:
             return False

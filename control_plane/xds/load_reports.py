@@ -1,7 +1,9 @@
 """The Load Reporting Service (LRS): the grpc.aio shell around the ledger.
 
-Invariant: while nothing drains an Envoy is asked for nothing; while something does, it reports every
-`drain_interval_seconds` about the clusters that have a draining endpoint, and about no others.
+Invariants: while nothing drains an Envoy is asked for nothing; while something does, it reports every
+`drain_interval_seconds` about the clusters that have a draining endpoint, and about no others. An Envoy reports to the
+replica that configures it: to Envoy these are two streams with a turn each among the control planes, so one that came
+to the wrong replica is sent on (Envoy 1.40 tries the next one after 5 s), or none could say that nothing is in flight.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ SERVICE = "envoy.service.load_stats.v3.LoadReportingService"
 class LoadReportServer:
     """Serves LRS. `on_change` is called when `in_flight` may have changed; it must not block.
 
-    `nodes` gives the node ids of the Envoys that must have reported, one for each xDS stream (`XdsServer.nodes`).
+    `nodes` gives the node ids of the Envoys that must have reported, one entry for each (`XdsServer.expected_nodes`).
+    `stray_seconds`: how long an Envoy's two streams may take to both be here.
     """
 
     def __init__(
@@ -36,15 +39,18 @@ class LoadReportServer:
         nodes: Callable[[], Collection[str]] = tuple,
         drain_interval_seconds: float = 0.1,
         idle_interval_seconds: float = 60.0,
+        stray_seconds: float = 1.0,
     ) -> None:
         self._on_change = on_change
         self._nodes = nodes
         self._drain_interval = drain_interval_seconds
         self._idle_interval = idle_interval_seconds
+        self._stray_seconds = stray_seconds
         self._ledger = LoadLedger()
-        self._clusters: frozenset[str] | None = frozenset()
+        self._clusters: frozenset[str] = frozenset()
         self._numbers = itertools.count(1)
         self._wakes: dict[int, asyncio.Event] = {}
+        self._sent_on: set[int] = set()
         self._closing = False
         self._all_ended = asyncio.Event()
 
@@ -57,22 +63,33 @@ class LoadReportServer:
         )
         return (grpc.method_handlers_generic_handler(SERVICE, {"StreamLoadStats": method}),)
 
-    def set_draining(
-        self, draining: Mapping[str, Collection[Address]], clusters: Collection[str] | None = None
-    ) -> None:
-        """These instances drain, and no others. `clusters`: those with a draining endpoint; None: ask about all."""
+    async def run(self) -> None:
+        """Send on who reports here and is configured elsewhere, until cancelled."""
+        before: frozenset[int] = frozenset()
+        while True:
+            await asyncio.sleep(self._stray_seconds)
+            strays = self._ledger.strays(self._nodes())
+            # Seen twice, because a connection that is made anew brings one of the two streams first.
+            for number in strays & before:
+                self._sent_on.add(number)
+                self._wakes[number].set()
+            before = strays
+
+    def set_draining(self, draining: Mapping[str, Collection[Address]], clusters: Collection[str]) -> None:
+        """Every Envoy has acknowledged that these instances drain, and no others: count what is in flight there.
+        `clusters`: those to ask about, with any draining endpoint, acknowledged or not."""
         ports: set[HostPort] = set()
         for addresses in draining.values():
             for where in addresses:
-                ports |= {(where.address, port) for port in (where.grpc_port, where.rest_port) if port}
-        wanted = frozenset() if not ports else None if clusters is None else frozenset(clusters)
+                ports |= where.ports
         changed = self._ledger.drain(ports)
-        if not changed and wanted == self._clusters:
-            return
-        self._clusters = wanted
-        for wake in self._wakes.values():
-            wake.set()
-        self._on_change()
+        wanted = frozenset(clusters)
+        if wanted != self._clusters:
+            self._clusters = wanted
+            for wake in self._wakes.values():
+                wake.set()
+        if changed:
+            self._on_change()
 
     def in_flight(self, address: str, port: int) -> int | None:
         """Requests in flight at a draining endpoint over all Envoys of this replica; None while it isn't known."""
@@ -93,10 +110,13 @@ class LoadReportServer:
             async with asyncio.TaskGroup() as tasks:
                 reader = tasks.create_task(self._read(number, requests))
                 reader.add_done_callback(lambda _: wake.set())
-                await self._ask(wake, context, reader)
+                await self._ask(number, context, reader)
                 reader.cancel()
+            if number in self._sent_on:
+                await context.abort(grpc.StatusCode.UNAVAILABLE, "another control plane configures this Envoy")
         finally:
             del self._wakes[number]
+            self._sent_on.discard(number)
             self._ledger.disconnected(number)
             self._on_change()
             if not self._wakes:
@@ -104,11 +124,10 @@ class LoadReportServer:
         if self._closing:
             await context.abort(grpc.StatusCode.UNAVAILABLE, "this control plane is shutting down")
 
-    async def _ask(
-        self, wake: asyncio.Event, context: grpc.aio.ServicerContext[Any, Any], reader: asyncio.Task[None]
-    ) -> None:
+    async def _ask(self, number: int, context: grpc.aio.ServicerContext[Any, Any], reader: asyncio.Task[None]) -> None:
+        wake = self._wakes[number]
         asked: lrs_pb2.LoadStatsResponse | None = None
-        while not (self._closing or reader.done()):
+        while not (self._closing or number in self._sent_on or reader.done()):
             wake.clear()
             response = self._wanted()
             if response != asked:
@@ -119,14 +138,9 @@ class LoadReportServer:
 
     def _wanted(self) -> Any:
         response = lrs_pb2.LoadStatsResponse(report_endpoint_granularity=True)
-        if self._clusters is None:
-            response.send_all_clusters = True
-        else:
-            response.clusters.extend(sorted(self._clusters))
-        idle = self._clusters == frozenset()
-        response.load_reporting_interval.FromNanoseconds(
-            int((self._idle_interval if idle else self._drain_interval) * 1e9)
-        )
+        response.clusters.extend(sorted(self._clusters))
+        interval = self._drain_interval if self._clusters else self._idle_interval
+        response.load_reporting_interval.FromNanoseconds(int(interval * 1e9))
         return response
 
     async def _read(self, number: int, requests: AsyncIterator[Any]) -> None:

@@ -152,6 +152,13 @@ class XdsServer:
         """The node id of each stream; empty for one that has not said it yet."""
         return tuple(connection.node for connection in self._connections.values())
 
+    @property
+    def expected_nodes(self) -> tuple[str, ...]:
+        """The same, and the Envoys whose stream was lost less than `settle_seconds` ago. They go on with what they
+        have, so what they have in flight is not known before they are back."""
+        now = self._clock()
+        return (*self.nodes, *(node for until, node, _ in self._lost if until > now))
+
     def totals(self) -> dict[str, Counters]:
         """What was sent and answered so far by type URL, streams that have ended included; only ever grows."""
         totals = {type_url: replace(counters) for type_url, counters in self._ended_totals.items()}

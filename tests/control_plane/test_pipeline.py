@@ -8,7 +8,7 @@ import sys
 
 from control_plane.catalog import Address, Catalog
 from control_plane.pipeline import Pipeline
-from control_plane.replica import DrainLedger
+from control_plane.replica import DrainLedger, requests_in_flight
 from control_plane.resources.resource import CLUSTER, CLUSTER_LOAD_ASSIGNMENT, EXTENSION_CONFIG, LISTENER
 from control_plane.resources.settings import DataPlaneSettings
 from control_plane.xds.table import ResourceTable, TableChange
@@ -125,8 +125,7 @@ def test_a_draining_instance_is_listed_only_after_convergence_and_load_reports()
     ledger.update(HERE, 12)  # it began at 10 and goes on
 
     def record(converged: int, counts: dict[int, int | None]) -> dict[str, int]:
-        made = ledger.record(HERE, lambda _, port: counts[port], converged_revision=converged, envoys=1, version="0")
-        return dict(made.draining)
+        return requests_in_flight(ledger.acknowledged(HERE, converged), lambda _, port: counts[port])
 
     assert record(9, {9000: 0, 9500: 0}) == {}
     assert record(10, {9000: 0, 9500: None}) == {}
@@ -135,3 +134,12 @@ def test_a_draining_instance_is_listed_only_after_convergence_and_load_reports()
     ledger.update({}, 13)
     ledger.update(HERE, 14)  # drained, came back, and drains again
     assert record(12, {9000: 0, 9500: 0}) == {}
+
+
+def test_a_drain_goes_on_in_an_etcd_that_counts_from_the_beginning_again() -> None:
+    ledger = DrainLedger()
+    ledger.update(HERE, 5000)
+    assert ledger.acknowledged(HERE, 12) == {}
+    ledger.update(HERE, 12)
+    assert ledger.acknowledged(HERE, 11) == {}
+    assert ledger.acknowledged(HERE, 12) == HERE

@@ -12,7 +12,7 @@ from control_plane.xds.events import Disconnected, HeldTooLong, Refused
 from tests.support.processes import free_port
 from tests.support.waiting import eventually
 from tests.xds.client import CDS, ECDS, EDS, LDS
-from tests.xds.world import Backend, Probe, ask, assignment, eds_cluster, listener, plane_and_envoy, router
+from tests.xds.world import Backend, Plane, Probe, ask, assignment, eds_cluster, listener, plane_and_envoy, router
 
 pytestmark = pytest.mark.scenario
 
@@ -171,7 +171,38 @@ async def test_requests_in_flight_of_a_draining_endpoint(tmp_path):
             await eventually(lambda: plane.loads.in_flight("127.0.0.1", one.port) == 0, "the drain to end")
             two.release.set()
             assert await asyncio.gather(*slow) == [200] * 6
-            plane.loads.set_draining({})
+            plane.loads.set_draining({}, clusters=[])
             assert plane.loads.in_flight("127.0.0.1", one.port) is None
-            plane.loads.set_draining(drain)
+            plane.loads.set_draining(drain, clusters=["a"])
             await eventually(lambda: plane.loads.in_flight("127.0.0.1", one.port) == 0, "a drain of an idle endpoint")
+
+
+async def test_an_envoy_of_two_control_planes_reports_to_the_one_that_configures_it(tmp_path):
+    """Waits until Envoy, whose two streams take turns among the control planes, has both with the same one, and again
+    after that one was restarted; else the one that configures it would never hear what is in flight."""
+    other = Plane()
+    async with Backend().running() as one:
+        resources = (eds_cluster("a"), assignment("a", one.port), router("a"), listener(free_port()))
+        await other.start()
+        try:
+            other.change(*resources)
+            async with plane_and_envoy(tmp_path, *resources, others=[other]) as (plane, _):
+                drain = {"i": frozenset({Address("127.0.0.1", one.port, 0)})}
+
+                def reports_where_it_is_configured() -> bool:
+                    configuring = [each for each in (plane, other) if each.xds.nodes]
+                    return [each.loads.in_flight("127.0.0.1", one.port) for each in configuring] == [0]
+
+                def start_drain() -> None:
+                    for each in (plane, other):
+                        each.loads.set_draining(drain, clusters=["a"])
+
+                start_drain()
+                await eventually(reports_where_it_is_configured, "both streams to be with one control plane")
+                first = plane if plane.xds.nodes else other
+                await first.stop()
+                await first.start()
+                start_drain()
+                await eventually(reports_where_it_is_configured, "both streams to be with one control plane again")
+        finally:
+            await other.stop()

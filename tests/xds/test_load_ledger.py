@@ -78,3 +78,13 @@ def test_an_envoy_that_comes_during_a_drain_is_waited_for():
     assert ledger.in_flight(HERE) is None
     ledger.reported(1, report(("a", HERE, 4)))
     assert ledger.in_flight(HERE) == 4
+
+
+def test_an_envoy_that_is_configured_elsewhere_is_a_stray():
+    ledger = LoadLedger()
+    ledger.connected(1, "one")
+    ledger.connected(2, "two")
+    ledger.connected(3, "one")
+    assert ledger.strays(["one", "two", "one"]) == set()
+    assert ledger.strays(["two", "one"]) == {3}, "of two Envoys of one name the newest"
+    assert ledger.strays(["three"]) == {1, 2, 3}

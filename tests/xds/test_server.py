@@ -153,16 +153,19 @@ async def test_an_envoy_that_was_lost_counts_until_it_is_back_or_given_up():
         await eventually(lambda: not xds.streams, "the stream to end")
         xds.publish(table.update([endpoints("a", 2)], [], 6))
         assert xds.converged_revision() == 5, "it is out there with revision 5"
+        assert (xds.nodes, xds.expected_nodes) == ((), ("envoy-1",)), "what it has in flight is not known"
         again = stub.DeltaAggregatedResources()
         await again.write(first(EDS, subscribe=["a"], claimed={"a": endpoints("a", 1).version}))
         await converged(again, EDS)
         await eventually(lambda: xds.converged_revision() == 6, "it to be back")
+        assert xds.expected_nodes == ("envoy-1",)
         again.cancel()
         await eventually(lambda: not xds.streams, "the stream to end")
         xds.publish(table.update([endpoints("a", 3)], [], 7))
         assert xds.converged_revision() == 6
         now[0] += 3.1
         assert xds.converged_revision() == 7
+        assert xds.expected_nodes == ()
 
 
 async def test_a_client_that_does_not_read_holds_nobody_up_and_gets_the_newest_state():

@@ -165,14 +165,17 @@ class Plane:
     async def start(self) -> None:
         self.server = grpc.aio.server(options=list((dict(SERVER_OPTIONS) | dict(self.options)).items()))
         self.xds = XdsServer(self.table, on_event=self.events.append, settle_seconds=self.settle_seconds)
-        self.loads = LoadReportServer(nodes=lambda: self.xds.nodes)
+        self.loads = LoadReportServer(nodes=lambda: self.xds.expected_nodes, stray_seconds=0.2)
         self.server.add_generic_rpc_handlers((*self.xds.handlers(), *self.loads.handlers()))
         self.server.add_insecure_port(f"127.0.0.1:{self.port}")
         await self.server.start()
+        self.sending_on = asyncio.create_task(self.loads.run())
         if self.table.ready:
             self.change()
 
     async def stop(self) -> None:
+        self.sending_on.cancel()
+        await asyncio.wait({self.sending_on})
         await self.xds.close()
         await self.loads.close()
         await self.server.stop(None)
@@ -195,14 +198,19 @@ class Plane:
 
 @asynccontextmanager
 async def plane_and_envoy(
-    folder: Path, *resources: Resource, workers: int = 2, options: Mapping[str, int] | None = None
+    folder: Path,
+    *resources: Resource,
+    workers: int = 2,
+    options: Mapping[str, int] | None = None,
+    others: Iterable[Plane] = (),
 ) -> AsyncIterator[tuple[Plane, Envoy]]:
-    """A control plane that serves these resources, with these gRPC options changed, and an Envoy that is ready."""
+    """A control plane that serves these resources, with these gRPC options changed, and an Envoy that is ready and
+    knows of the others too."""
     plane = Plane(options=options or {})
     await plane.start()
     plane.change(*resources)
     admin = free_port()
-    bootstrap = render_bootstrap([f"127.0.0.1:{plane.port}"], admin=f"127.0.0.1:{admin}")
+    bootstrap = render_bootstrap([f"127.0.0.1:{each.port}" for each in (plane, *others)], admin=f"127.0.0.1:{admin}")
     envoy = await asyncio.to_thread(Envoy, folder, bootstrap, admin, workers=workers)
     try:
         deadline = time.monotonic() + 20
