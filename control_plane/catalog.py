@@ -52,7 +52,8 @@ class Catalog:
         self._suspects = Suspects(policy or SuspectPolicy())
         self.revision = 0
         """The newest registry revision with a consequence for this picture; 0 before the first snapshot. The replicas'
-        own keys have none: else writing `converged_revision` would make a new revision to converge on, without end."""
+        own keys have none, unless they came in a new list: else writing `converged_revision` would make a new revision
+        to converge on, without end."""
 
     @property
     def models(self) -> Mapping[str, Model]:
@@ -88,10 +89,11 @@ class Catalog:
             case Snapshot(revision=revision, entries=entries):
                 self.revision = revision
                 touched = self._take(entries, (), now)
-            case Changes(revision=revision, puts=puts, deletes=deletes):
-                if any(not isinstance(self._keyspace.parse(raw), PlaneKey) for raw in chain(puts, deletes)):
+            case Changes(revision=revision, puts=puts, deletes=deletes, relisted=relisted):
+                # A wiped etcd counts from the beginning again, even if the fleet has registered just as it was.
+                if relisted or any(not isinstance(self._keyspace.parse(raw), PlaneKey) for raw in chain(puts, deletes)):
                     self.revision = revision
-                touched = self._take(puts, deletes, now)
+                touched = self._take(puts, deletes, now, relisted=relisted)
         return self._rebuild(touched)
 
     def expire(self, now: float) -> frozenset[str]:
@@ -103,8 +105,9 @@ class Catalog:
                     log.info("model %s version %d on %s: lease lost, given up", key.model, key.version, instance)
                     self._drop(key)
                     touched.add(key.model)
-                elif instance in self._instances:
-                    # It came back and did not register this one again: that is its word, not a lost lease.
+                elif instance in self._instances or self._is_draining(key):
+                    # It came back and did not register this one again: that is its word, not a lost lease. And what
+                    # drains was kept for the sake of its requests in flight only.
                     self._drop(key)
                     touched.add(key.model)
         return self._rebuild(touched)
@@ -113,7 +116,9 @@ class Catalog:
         """When to call `expire` next; None if nothing is in doubt."""
         return self._suspects.next_deadline(now)
 
-    def _take(self, puts: Mapping[str, bytes], deletes: Iterable[str], now: float) -> set[str]:
+    def _take(
+        self, puts: Mapping[str, bytes], deletes: Iterable[str], now: float, *, relisted: bool = False
+    ) -> set[str]:
         touched: set[str] = set()
         removed: list[ReadyKey] = []
         for raw in deletes:
@@ -132,7 +137,7 @@ class Catalog:
                     touched.add(key.model)
         # Judged last: whether the instance's own key went with it tells a lost lease from the monitor's own word.
         for key in removed:
-            self._remove(key, now)
+            self._remove(key, now, relisted=relisted)
             touched.add(key.model)
         return touched
 
@@ -147,11 +152,14 @@ class Catalog:
         if record.state is ReadyState.DRAINING:
             self._draining.setdefault(key.instance, {})[key] = _address(record)
 
-    def _remove(self, key: ReadyKey, now: float) -> None:
+    def _remove(self, key: ReadyKey, now: float, *, relisted: bool) -> None:
         record = self._records[key.model].get((key.version, key.instance))
         if record is None:
             return
-        if record.state is ReadyState.READY and key.instance not in self._instances:
+        # To go while draining is the normal end. But where etcd was wiped nobody ended anything, and an endpoint that
+        # Envoy is told to drop is left out of its load reports, requests in flight or not.
+        unwanted = record.state is ReadyState.READY or (record.state is ReadyState.DRAINING and relisted)
+        if unwanted and key.instance not in self._instances:
             log.warning("model %s version %d on %s: lease lost, used on under suspicion", *_names(key))
             self._suspect_keys[key.instance].add(key)
             self._suspects.lost(key.instance, now)
@@ -180,6 +188,9 @@ class Catalog:
             for (version, instance), record in self._records[key.model].items()
         )
 
+    def _is_draining(self, key: ReadyKey) -> bool:
+        return key in self._draining.get(key.instance, ())
+
     def _doubted(self, instance: str) -> set[ReadyKey]:
         return self._suspect_keys.get(instance) or set()
 
@@ -206,7 +217,7 @@ class Catalog:
             if record.state is ReadyState.LOADING:
                 continue
             doubted = ReadyKey(name, version, instance) in self._doubted(instance)
-            health = Health.SUSPECT if doubted else _HEALTH[record.state]
+            health = Health.SUSPECT if doubted and record.state is ReadyState.READY else _HEALTH[record.state]
             where = (record.address, record.grpc_port, record.rest_port)
             endpoints.append(Endpoint(instance, *where, record.zone, record.capacity, health))
             if record.several_versions:

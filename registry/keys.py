@@ -11,6 +11,8 @@ from typing import TypeAlias
 from urllib.parse import quote, unquote
 
 DEFAULT_PREFIX = "/modelplane/"
+_LARGEST_VERSION = 2**63 - 1
+_VERSION_DIGITS = len(str(_LARGEST_VERSION))
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,19 @@ def encode_name(name: str) -> str:
     """Percent-encode a name for one segment of a key; one of dots alone too, so that no segment is `.` or `..`."""
     encoded = quote(name, safe="")
     return encoded.replace(".", "%2E") if set(encoded) == {"."} else encoded
+
+
+def _is_text(raw: str) -> bool:
+    """Whether it is text at all: etcd takes any bytes, and what is no UTF-8 can't be told to anybody."""
+    try:
+        raw.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _is_version(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= _VERSION_DIGITS and int(text) <= _LARGEST_VERSION
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,12 +111,12 @@ class Keyspace:
 
     def parse(self, raw: str) -> Key | None:
         """Read a key back; None for one that is not ours (somebody else's key, or a newer modelplane's kind)."""
-        if not raw.startswith(self.prefix):
+        if not raw.startswith(self.prefix) or not _is_text(raw):
             return None
         match raw[len(self.prefix) :].split("/"):
             case ["instances", instance] if instance:
                 return InstanceKey(unquote(instance))
-            case ["ready", model, version, instance] if version.isascii() and version.isdigit():
+            case ["ready", model, version, instance] if _is_version(version):
                 return ReadyKey(unquote(model), int(version), unquote(instance))
             case ["models", model]:
                 return PolicyKey(unquote(model))

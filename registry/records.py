@@ -128,6 +128,8 @@ def _read(document: Mapping[str, Any], name: str, convert: Callable[[Any], T], d
 def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError("not a string")
+    # JSON can spell half a surrogate pair, which no protobuf message takes. Raises UnicodeEncodeError, a ValueError.
+    value.encode()
     return value
 
 

@@ -43,10 +43,10 @@ class Registry:
         merged = {key: value for entry in entries for key, value in entry.items()}
         return self.catalog.apply(Changes(self.revision, merged, frozenset(), relisted=False), now)
 
-    def delete(self, *entries: Mapping[str, bytes], now: float = 0.0) -> frozenset[str]:
+    def delete(self, *entries: Mapping[str, bytes], now: float = 0.0, relisted: bool = False) -> frozenset[str]:
         self.revision += 1
         keys = frozenset(key for entry in entries for key in entry)
-        return self.catalog.apply(Changes(self.revision, {}, keys, relisted=False), now)
+        return self.catalog.apply(Changes(self.revision, {}, keys, relisted=relisted), now)
 
     def model(self, name: str = "m") -> Model:
         return self.catalog.models[name]
@@ -207,9 +207,32 @@ def test_a_draining_instance_that_loses_its_lease_has_said_goodbye() -> None:
     assert "m" not in registry.catalog.models
 
 
+def test_what_drains_stays_through_a_wipe_of_etcd_because_envoy_must_go_on_reporting_it() -> None:
+    registry = Registry(SuspectPolicy(grace=10))
+    draining = (instance("a"), ready("m", 1, "a", DRAINING))
+    registry.put(*draining)
+    before = registry.model()
+    assert registry.delete(*draining, now=0, relisted=True) == frozenset()
+    assert registry.put(*draining, now=5) == frozenset()
+    assert registry.model() == before
+    assert registry.catalog.suspects == frozenset()
+    registry.delete(*draining, now=20, relisted=True)
+    assert set(registry.catalog.draining) == {"a"}
+    assert registry.catalog.expire(30) == {"m"}, "it ended unseen; that it is the last endpoint is no reason to keep it"
+    assert registry.catalog.draining == {}
+    assert registry.catalog.models == {}
+
+
+def test_a_wiped_etcd_s_revision_is_taken_though_the_fleet_is_as_it_was() -> None:
+    registry = Registry()
+    registry.put(instance("a"), ready("m", 1, "a"))
+    registry.catalog.apply(Changes(1, {}, frozenset(), relisted=True), 0.0)
+    assert registry.catalog.revision == 1
+
+
 STEPS = st.lists(
     st.tuples(
-        st.sampled_from(["put", "delete", "lose"]),
+        st.sampled_from(["put", "delete", "lose", "wipe"]),
         st.sampled_from("mn"),
         st.integers(1, 3),
         st.sampled_from("abc"),
@@ -235,6 +258,9 @@ def test_a_catalog_that_followed_equals_one_that_listed(
         elif action == "delete":
             registry.delete(entry)
             truth = {key: value for key, value in truth.items() if key not in entry}
+        elif action == "wipe":
+            registry.delete(truth, relisted=True)
+            registry.put(truth)
         else:
             lost = {key: value for key, value in truth.items() if key.endswith(f"/{name}")}
             registry.delete(lost)

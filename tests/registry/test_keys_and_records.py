@@ -95,6 +95,9 @@ def test_a_slash_in_a_name_forges_no_other_key() -> None:
         "/modelplane/instances/",
         "/modelplane/ready/m/x/i",
         "/modelplane/ready/m/1",
+        "/modelplane/ready/m/9223372036854775808/i",
+        f"/modelplane/ready/m/{'1' * 5000}/i",
+        "/modelplane/ready/m\udcff/1/i",  # the byte 0xff, as the etcd client reads it
     ],
 )
 def test_a_foreign_key_is_nobodys(raw: str) -> None:
@@ -143,6 +146,7 @@ def test_plane_records_survive_and_fit_the_schema(record: PlaneRecord) -> None:
         ({"grpcPort": True}, "grpcPort"),
         ({"state": "SLEEPING"}, "state"),
         ({"address": 7}, "address"),
+        ({"zone": "\ud800"}, "zone"),
         ({"capacity": -1}, "capacity"),
         ({"severalVersions": "no"}, "severalVersions"),
     ],
