@@ -78,7 +78,7 @@ async def test_without_its_variables_a_model_is_never_ready_and_the_record_says_
                 return bare.proof_detail.startswith("FAILED_PRECONDITION: ")
 
             await eventually(verdict, "the verdict on the model without variables")
-            assert await registry.ready() == {("good", 1): READY}
+            assert await registry.ready() == {("good", 1): READY, ("bare", 1): LOADING}
 
 
 async def test_a_slow_load_is_announced_and_a_broken_version_is_told_of(

@@ -155,7 +155,8 @@ async def test_a_broken_model_is_not_registered_until_it_answers(
             return found.get("broken") == (Proof.FAILED, "FAILED_PRECONDITION: Could not find variable b")
 
         await eventually(said, "the record to say why")
-        await until_ready(registry, ("m", 1))
+        await eventually(lambda: _has(registry, ("m", 1), READY), "the other model ready")
+        assert await _has(registry, ("broken", 1), ReadyState.LOADING), "known, but no endpoint"
         broken = False
         await until_ready(registry, ("m", 1), ("broken", 1))
 

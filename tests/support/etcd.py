@@ -74,10 +74,10 @@ class Etcd:
         return options
 
     def freeze(self) -> None:
-        self.child.send(signal.SIGSTOP)
+        self.child.freeze()
 
     def thaw(self) -> None:
-        self.child.send(signal.SIGCONT)
+        self.child.thaw()
 
     def kill(self) -> None:
         self.child.kill()
@@ -143,7 +143,7 @@ class EtcdCluster:
         self.children[index].kill()
 
     def freeze(self, index: int) -> None:
-        self.children[index].send(signal.SIGSTOP)
+        self.children[index].freeze()
 
     def restart(self, index: int) -> None:
         """Start a killed member again, with its data."""

@@ -61,6 +61,22 @@ class ChildProcess:
     def send(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
 
+    def freeze(self) -> None:
+        """SIGSTOP, and wait until every thread of it stands still: some may still be on another core."""
+        self.send(signal.SIGSTOP)
+        deadline = time.monotonic() + 10
+        while any(state != "T" for state in self._thread_states()):
+            if time.monotonic() > deadline:
+                raise AssertionError(f"{self.args[0]} (pid {self.pid}) did not stop")
+            time.sleep(0.001)
+
+    def thaw(self) -> None:
+        self.send(signal.SIGCONT)
+
+    def _thread_states(self) -> list[str]:
+        stats = (stat.read_text() for stat in Path(f"/proc/{self.pid}/task").glob("*/stat"))
+        return [stat.rpartition(")")[2].split()[0] for stat in stats]
+
     def wait(self, timeout: float = 30.0) -> int:
         """Wait for the end; the exit code, negative for a signal."""
         return self.process.wait(timeout)
