@@ -13,6 +13,8 @@ from typing import TextIO
 
 from modelplane.errors import UserError
 
+_LOCK = "lock"
+
 
 @dataclass(frozen=True, slots=True)
 class Stack:
@@ -27,7 +29,8 @@ class StateFolder:
     """A context manager that holds the folder's lock; leaving it leaves logs and models where they are."""
 
     def __init__(self, path: Path, *, keep: bool = False) -> None:
-        self.path = path.expanduser().resolve()
+        # Not pathlib's, which raise for a loop of links and an unknown ~USER: __enter__ reports what can't be used.
+        self.path = Path(os.path.realpath(os.path.expanduser(path)))  # noqa: PTH111
         self._keep = keep
         self._lock: TextIO | None = None
 
@@ -52,15 +55,24 @@ class StateFolder:
         return self.path / "instances"
 
     def __enter__(self) -> StateFolder:
-        """Make and lock the folder, and clear what the last run left. Raises UserError."""
+        """Make and lock the folder, and clear what the last run left. Raises UserError, also for a folder with files of
+        others in it: clearing could take a `logs` of theirs along."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = (self.path / "lock").open("a+", encoding="utf-8")
+            self._check_ours()
+            self._lock = (self.path / _LOCK).open("a+", encoding="utf-8")
             self._take()
             self._clear()
         except OSError as error:
             raise UserError(f"can't use {self.path}: {error.strerror}; choose another folder with --state") from None
         return self
+
+    def _check_ours(self) -> None:
+        held = {child.name for child in self.path.iterdir()}
+        if _LOCK not in held and held - {self.models.name}:
+            raise UserError(
+                f"{self.path} holds files that are not of `modelplane up`; choose an empty or a new folder with --state"
+            )
 
     def _take(self) -> None:
         assert self._lock is not None
@@ -105,6 +117,6 @@ class StateFolder:
 def running_stack(path: Path) -> Stack | None:
     """The stack that was announced in a folder; None if there is none."""
     try:
-        return Stack(**json.loads((path.expanduser() / "stack.json").read_text()))
+        return Stack(**json.loads((StateFolder(path).path / "stack.json").read_text()))
     except (OSError, ValueError, TypeError):
         return None

@@ -29,9 +29,21 @@ def parse_model(text: str) -> Source:
         raise UserError(f"--model {text}: write NAME=PATH, for example --model mnist=/models/mnist")
     if any(ord(character) < 32 for character in text):
         raise UserError(f"--model {text!r}: control characters can't be part of a name or path")
-    path = Path(raw).expanduser().resolve()
-    _check(f"--model {name}={raw}", path)
+    if not _is_utf8(text):
+        raise UserError(f"--model {text!r}: name and path have to be UTF-8")
+    try:
+        path = Path(raw).expanduser().resolve()
+        _check(f"--model {name}={raw}", path)
+    except OSError as error:
+        raise UserError(f"--model {name}={raw}: {error.strerror}") from None
+    except RuntimeError as error:  # a loop of links, a ~ without a home
+        raise UserError(f"--model {name}={raw}: {error}") from None
     return Source(name, path)
+
+
+def _is_utf8(text: str) -> bool:
+    # Python hands other bytes of the command line on as lone surrogates.
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _check(what: str, path: Path) -> None:

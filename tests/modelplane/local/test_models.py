@@ -46,6 +46,13 @@ def test_no_such_folder(tmp_path: Path) -> None:
     assert message(f"m={tmp_path}/none") == f"--model m={tmp_path}/none: there is no folder {tmp_path}/none"
 
 
+def test_paths_that_no_system_call_takes(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    assert message(f"m={tmp_path}/{'x' * 300}").endswith(": File name too long")
+    assert "loop" in message(f"m={tmp_path}/loop").partition(": ")[2]
+    assert message(f"\udcff={tmp_path}").endswith("name and path have to be UTF-8")
+
+
 def test_a_file(tmp_path: Path) -> None:
     (tmp_path / "m").touch()
     assert "is a file; give the folder that holds the model's version folders" in message(f"m={tmp_path}/m")

@@ -95,8 +95,17 @@ def test_a_fresh_start_keeps_models_and_nothing_else(tmp_path: Path) -> None:
         assert (tmp_path / ".gitignore").read_text() == "*\n"
 
 
+def test_a_folder_of_somebody_elses_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "theirs").touch()
+    with pytest.raises(UserError, match=r"holds files that are not of `modelplane up`.*--state"), StateFolder(tmp_path):
+        pass
+    assert [path.name for path in tmp_path.rglob("*")] == ["logs", "theirs"]
+
+
 def test_etcds_data_is_kept_when_asked_for(tmp_path: Path) -> None:
-    (tmp_path / "etcd").mkdir()
+    with StateFolder(tmp_path) as folder:
+        folder.etcd.mkdir()
     with StateFolder(tmp_path, keep=True) as folder:
         assert folder.etcd.exists()
 
@@ -112,5 +121,8 @@ def test_a_stack_is_announced_while_it_runs(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"can't use .*file/state: .*--state"), StateFolder(tmp_path / "file" / "state"):
-        pass
+    (tmp_path / "loop").symlink_to("loop")
+    for state in (tmp_path / "file" / "state", tmp_path / "loop"):
+        with pytest.raises(UserError, match=rf"can't use {state}: .*--state"), StateFolder(state):
+            pass
+        assert running_stack(state) is None
