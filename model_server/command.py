@@ -32,7 +32,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         flags = parse(argv)
     except UsageError as error:
-        print(f"{error}\n\n{usage()}", file=sys.stderr)  # noqa: T201
+        print(f"{error}; modelplane model-server --help lists all flags", file=sys.stderr)  # noqa: T201
         return FAILURE
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)
