@@ -17,13 +17,15 @@ from control_plane.resources.settings import DataPlaneSettings
 
 
 def has_rest(model: Model) -> bool:
-    """Whether REST clusters exist for this model: some instance of it serves REST."""
-    return any(endpoint.rest_port for _, endpoints in model.versions for endpoint in endpoints)
+    """Whether REST clusters exist for this model: some instance of it serves REST, or it is known but has no endpoint,
+    so that its REST clients are told what its gRPC clients are told: UNAVAILABLE, not NOT_FOUND."""
+    endpoints = [endpoint for _, endpoints in model.versions for endpoint in endpoints]
+    return not endpoints or any(endpoint.rest_port for endpoint in endpoints)
 
 
 def model_resources(model: Model, settings: DataPlaneSettings) -> tuple[Resource, ...]:
     """Every cluster and load assignment of one model: one pair for requests that name no version, one per version, and
-    the same again for REST where some instance serves it. A version without endpoints has an empty assignment, which
+    the same again for REST (`has_rest`). A version without endpoints has an empty assignment, which
     Envoy answers as UNAVAILABLE; a version that isn't there at all is NOT_FOUND.
     """
     if not model.name:  # TF Serving allows it, but no request can ask for it and Envoy refuses such a cluster

@@ -92,7 +92,8 @@ def test_requests_without_a_version_go_to_the_served_one() -> None:
 
 def test_a_model_that_only_loads_is_known_and_has_no_endpoint() -> None:
     resources = model_resources(Model("m", ((1, ()),), None, pinned=False), SETTINGS)
-    assert set(by_name(resources, CLUSTER)) == {"m", "m@1"}  # no REST: nobody knows yet whether there will be any
+    # REST too: nobody knows yet whether it will have any, and UNAVAILABLE is truer than NOT_FOUND.
+    assert set(by_name(resources, CLUSTER)) == {"m", "m@1", "@rest/m", "@rest/m@1"}
 
 
 def test_cluster_definitions_do_not_change_in_a_models_life() -> None:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,7 +14,7 @@ from registry.keys import ReadyKey
 from tests.support import saved_models
 from tests.support.load import floats
 from tests.support.saved_models import predict_request, prediction_service_pb2_grpc
-from tests.support.stack import Stack
+from tests.support.stack import Stack, rest
 
 pytestmark = pytest.mark.scenario
 
@@ -55,16 +52,6 @@ async def call(stack: Stack, request: bytes, timeout: float = 20.0, **options: A
         except grpc.aio.AioRpcError as error:
             return error.code(), error.details() or ""
     return grpc.StatusCode.OK, ""
-
-
-def rest(stack: Stack, path: str, body: Any = None) -> tuple[int, Any]:
-    """A REST call: GET without a body, POST with one; status and JSON."""
-    data = None if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
-    try:
-        with urllib.request.urlopen(urllib.request.Request(stack.rest + path, data), timeout=20) as answer:
-            return answer.status, json.loads(answer.read())
-    except urllib.error.HTTPError as error:
-        return error.code, json.loads(error.read())
 
 
 async def test_both_protocols_answer_from_the_served_version(stack: Stack) -> None:

@@ -12,7 +12,7 @@ from registry.keys import ReadyKey
 from registry.records import Proof, ReadyState, ServableState
 from tests.support import saved_models
 from tests.support.load import Load
-from tests.support.stack import Stack
+from tests.support.stack import Stack, rest
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.scenario
@@ -136,3 +136,6 @@ async def test_a_model_that_nobody_answers_for_is_unavailable_not_unknown(stack:
         await load.more(5)
     assert {outcome.code for outcome in load.outcomes} == {grpc.StatusCode.UNAVAILABLE}
     assert "bare" in load.outcomes[0].details
+    code, document = rest(stack, "/v1/models/bare:predict", {"instances": [1.0]})
+    assert code == 503
+    assert "bare" in document["error"]

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import sys
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from control_plane.envoy_files import render_bootstrap
 from registry.etcd import EtcdClient, EtcdConfig
@@ -23,6 +27,16 @@ _MODELPLANE = (sys.executable, "-m", "modelplane")
 def children_of(pid: int) -> list[int]:
     """The pids of a process's direct children."""
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def rest(stack: Stack, path: str, body: Any = None) -> tuple[int, Any]:
+    """A REST call through Envoy: GET without a body, POST with one; status and JSON."""
+    data = None if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
+    try:
+        with urllib.request.urlopen(urllib.request.Request(stack.rest + path, data), timeout=20) as answer:
+            return answer.status, json.loads(answer.read())
+    except urllib.error.HTTPError as error:
+        return error.code, json.loads(error.read())
 
 
 @dataclass
