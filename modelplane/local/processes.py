@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import itertools
 import logging
 import os
 import signal
@@ -19,6 +20,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from modelplane.errors import UserError
 from modelplane.local.supervisor import Action, Kill, Start, Supervisor, Terminate
 
 log = logging.getLogger(__name__)
@@ -75,14 +77,15 @@ def tethered(command: Sequence[str]) -> list[str]:
 
 
 def last_lines(file: Path, count: int = 5) -> tuple[str, ...]:
-    """The last lines of a log that aren't blank."""
+    """The last lines of a log that aren't blank; without the stack that etcd's last words (Go's) may be followed by."""
     try:
         with file.open("rb") as stream:
             stream.seek(max(0, file.stat().st_size - 8192))
             lines = stream.read().decode(errors="replace").splitlines()
     except OSError:
         return ()
-    return tuple(line.rstrip() for line in lines if line.strip())[-count:]
+    said = itertools.takewhile(lambda line: not line.startswith("goroutine "), lines)
+    return tuple(line.rstrip() for line in said if line.strip())[-count:]
 
 
 class Children:
@@ -173,19 +176,19 @@ class Children:
     async def _live(self, program: Program) -> None:
         """One life of one child, from its start to its end."""
         began = program.log.stat().st_size if program.log.exists() else 0
-        code = 127
+        code, failure = 127, ""
         try:
             with program.log.open("ab") as output:
                 process = await self._fork(program.command(), program.env, output.fileno(), output.fileno())
-        except OSError as error:
-            program.log.write_text(f"can't be started: {error}\n")
+        except (OSError, UserError) as error:  # a full disk, no free port: it may pass
+            failure = f"can't be started: {error}"
         else:
             self._processes[program.name] = process
             if self.stopping:
                 # The order to end came before there was anything to end.
                 self._signal(program.name, signal.SIGTERM)
             code = await self._wait(program, process)
-        self._report(program, code, began)
+        self._report(program, code, began, failure)
 
     async def _wait(self, program: Program, process: asyncio.subprocess.Process) -> int:
         beside = asyncio.ensure_future(program.started()) if program.started else None
@@ -200,13 +203,13 @@ class Children:
                     log.error("%s: %s", program.name, done[0], exc_info=done[0])
             await self._finish(process)
 
-    def _report(self, program: Program, code: int, began: int) -> None:
+    def _report(self, program: Program, code: int, began: int, failure: str) -> None:
         now = time.monotonic()
         self._do(self._supervisor.ended(program.name, now))
         wait = self._supervisor.restart_in(program.name, now)
         if wait is not None:
             fresh = program.log.exists() and program.log.stat().st_size > began
-            tail = last_lines(program.log) if fresh else ()
+            tail = (failure,) if failure else last_lines(program.log) if fresh else ()
             self._on_end(Ended(program.name, code, tail, program.log, wait))
 
     async def _fork(

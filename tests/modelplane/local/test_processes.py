@@ -114,6 +114,20 @@ async def test_a_parent_that_is_killed_takes_its_children_along(tmp_path: Path) 
                 os.kill(pid, signal.SIGKILL)
 
 
+def test_the_end_of_a_log_without_gos_stack(tmp_path: Path) -> None:
+    (tmp_path / "log").write_text("panic: failed to create WAL\n\ngoroutine 1 [running]:\nmain.main()\n\tmain.go:32\n")
+    assert last_lines(tmp_path / "log") == ("panic: failed to create WAL",)
+
+
+async def test_what_cannot_be_started_now_is_told_and_tried_again(tmp_path: Path) -> None:
+    """Its log can't be opened at first. Waits for the report, makes room, and waits for its life."""
+    (tmp_path / "late.log").mkdir()
+    with parent(tmp_path, {"late": f"touch {tmp_path}/lives; sleep 1000"}) as process:
+        await eventually(lambda: "ended late ended with exit code 127 can't be started: " in process.output, "a report")
+        (tmp_path / "late.log").rmdir()
+        await eventually((tmp_path / "lives").exists, "its life")
+
+
 def test_the_end_of_a_log(tmp_path: Path) -> None:
     log = tmp_path / "log"
     assert last_lines(log) == ()
