@@ -168,6 +168,8 @@ def _holding(servable: Servable) -> Holding | None:
             # Without an error it was unloaded because nobody wants it any more: nothing to tell.
             return Holding(State.FAILED, servable.error) if servable.error else None
         case ServableState.AVAILABLE if servable.proof is Proof.FAILED:
-            return Holding(State.FAILED, servable.proof_detail or "it doesn't answer a Predict")
+            # TF Serving says this of a model without its variables folder, too.
+            reason = "it is AVAILABLE, but doesn't answer a Predict"
+            return Holding(State.FAILED, f"{reason}: {servable.proof_detail}" if servable.proof_detail else reason)
         case _:
             return Holding(State.PROVING, servable.proof_detail)

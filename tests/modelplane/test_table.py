@@ -73,7 +73,7 @@ def test_it_says_why_something_is_not_ready() -> None:
     lines = table(picture)
     assert lines[lines.index("NOT READY") + 1 :] == [
         "tfs-1: the server restarts",
-        "bare version 3 on tfs-0: no variable b",
+        "bare version 3 on tfs-0: it is AVAILABLE, but doesn't answer a Predict: no variable b",
         "broken version 1 on tfs-0, tfs-1: Can't parse /m/saved_model.pb",
     ]
     assert "broken  1                failed on tfs-0, tfs-1" in lines

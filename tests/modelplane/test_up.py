@@ -15,6 +15,7 @@ import pytest
 
 from modelplane.local.models import examples_folder
 from modelplane.local.ports import is_free
+from tests.support import saved_models
 from tests.support.processes import ChildProcess
 from tests.support.waiting import eventually
 
@@ -41,6 +42,12 @@ def up(state: Path, *arguments: str) -> ChildProcess:
 def modelplane(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "modelplane", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def states(state: Path) -> dict[str, str]:
+    """The STATE of each model that has one version, as `modelplane status` shows it."""
+    out = modelplane("status", "--state", str(state)).stdout
+    return dict(re.findall(r"^(\w+) +1 +(?:yes +)?(\w+ on .*)$", out, re.MULTILINE))
 
 
 @pytest.fixture(scope="module")
@@ -131,20 +138,38 @@ async def test_one_command_shows_a_prediction_and_ctrl_c_leaves_nothing(state: P
         assert not (state / "stack.json").exists()
 
 
-async def test_a_broken_model_is_told_and_hurts_nobody_else(state: Path, tmp_path: Path, models: Path) -> None:
-    """Waits for the good model to be ready and the broken ones to be given up; then kills a monitor and waits for its
-    instance's return; then kills `up` itself and waits for all processes to go."""
+async def test_the_table_says_why_a_model_is_not_served(state: Path, tmp_path: Path, models: Path) -> None:
+    """One that loads, one that is broken, one without its variables. Waits for the good model to be ready while the
+    slow one loads, and for the others to be given up; then kills a monitor and waits for its instance's return; then
+    kills `up` itself and waits for all processes to go."""
+    saved_models.slow_to_load(tmp_path / "slow", seconds=8.0)
     (tmp_path / "broken" / "1").mkdir(parents=True)
     (tmp_path / "broken" / "1" / "saved_model.pb").write_bytes(b"nonsense")
     shutil.copytree(models / "half_plus_two", tmp_path / "bare")
     shutil.rmtree(tmp_path / "bare" / "1" / "variables")
-    mine = [f"--model={name}={tmp_path / name}" for name in ("broken", "bare")]
+    mine = [f"--model={name}={tmp_path / name}" for name in ("broken", "bare", "slow")]
     with up(state, f"--model=good={models / 'half_plus_two'}", *mine, "--instances=1") as stack:
+        await eventually((state / "stack.json").exists, "the registry", STARTED)
+        await eventually(
+            lambda: {"good": "ready on tfs-0", "slow": "loading on tfs-0"}.items() <= states(state).items(),
+            "the good model beside the one that loads",
+            STARTED,
+        )
         await eventually(lambda: "Point any" in stack.output or not stack.alive(), "the models to be settled", STARTED)
         status = modelplane("status", "--state", str(state)).stdout
         assert re.search(r"^good +1 +yes +ready on tfs-0$", status, re.MULTILINE), status
         assert re.search(r"^broken version 1 on tfs-0: .*saved_model\.pb", status, re.MULTILINE), status
-        assert re.search(r"^bare +1 +failed on tfs-0$", status, re.MULTILINE), status
+        assert re.search(
+            r"^bare version 1 on tfs-0: it is AVAILABLE, but .*: FAILED_PRECONDITION: Could not find variable",
+            status,
+            re.MULTILINE,
+        ), status
+        assert states(state) == {
+            "good": "ready on tfs-0",
+            "slow": "ready on tfs-0",
+            "broken": "failed on tfs-0",
+            "bare": "failed on tfs-0",
+        }
 
         before = family(stack.pid)
         monitor = next(pid for pid, command in survivors(before).items() if "modelplane monitor" in command)
