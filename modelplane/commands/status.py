@@ -55,31 +55,33 @@ def run(argv: Sequence[str]) -> int:
     settings = command_line().parse(argv)
     configure(settings[LogOptions].logging)
     config = settings[StatusConfig]
-    stack = running_stack(config.state)
-    if stack is not None and config.etcd == EtcdConfig() and config.prefix == DEFAULT_PREFIX:
-        config = replace(config, etcd=EtcdConfig((stack.etcd,)), prefix=stack.prefix)
-    picture = asyncio.run(_read(config))
+    otherwise = "; is it running there? Choose another with --etcd"
+    if config.etcd.endpoints == EtcdConfig().endpoints and config.prefix == DEFAULT_PREFIX:
+        stack = running_stack(config.state)
+        if stack is not None:
+            config = replace(config, etcd=replace(config.etcd, endpoints=(stack.etcd,)), prefix=stack.prefix)
+        else:
+            otherwise = f", and no `modelplane up` has its state in {config.state}; choose with --etcd or --state"
+    picture = asyncio.run(_read(config, otherwise))
     # Whoever reads it through a pipe wants the whole lines.
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 10_000
     sys.stdout.write("\n".join(table(picture, width)) + "\n")
     return 0
 
 
-async def _read(config: StatusConfig) -> Picture:
-    fleet = Fleet(Keyspace(config.prefix))
+async def _read(config: StatusConfig, otherwise: str) -> Picture:
+    keyspace = Keyspace(config.prefix)
+    fleet = Fleet(keyspace)
     try:
         async with (
             asyncio.timeout(config.etcd.timeout),
             EtcdClient(config.etcd) as client,
-            aclosing(cast("AsyncGenerator[Update, None]", follow(client, config.prefix))) as updates,
+            aclosing(cast("AsyncGenerator[Update, None]", follow(client, keyspace.prefix))) as updates,
         ):
             async for update in updates:
                 fleet.apply(update, time.monotonic())
                 if isinstance(update, Snapshot):
                     break
     except TimeoutError:
-        addresses = ", ".join(config.etcd.addresses)
-        raise UserError(
-            f"etcd at {addresses} doesn't answer; is it running there? Choose another with --etcd"
-        ) from None
+        raise UserError(f"etcd at {', '.join(config.etcd.addresses)} doesn't answer{otherwise}") from None
     return fleet.picture(time.monotonic())

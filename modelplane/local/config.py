@@ -6,6 +6,7 @@ import ipaddress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from registry.etcd import EtcdConfig
 from registry.keys import DEFAULT_PREFIX
 
 
@@ -88,6 +89,7 @@ class UpConfig:
         except ValueError:
             raise ValueError(f"--listen: {self.listen!r} is no IP address; 0.0.0.0 is every interface") from None
         if self.etcd is not None:
-            host, _, port = self.etcd.rpartition(":")
-            if not host or not port.isdigit():
-                raise ValueError(f"--etcd: {self.etcd!r} is not HOST:PORT, for example 127.0.0.1:2379")
+            try:
+                EtcdConfig((self.etcd,))
+            except ValueError:
+                raise ValueError(f"--etcd: {self.etcd!r} is not HOST:PORT, for example 127.0.0.1:2379") from None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shlex
 import shutil
 import sys
 import sysconfig
@@ -136,9 +138,16 @@ def shown_python() -> str:
     return shown_path(Path(sys.executable))
 
 
+def shown_binary(name: str) -> str:
+    """How a person at this shell would call a program that find_binary finds; its mere name if it isn't there."""
+    if shutil.which(name):
+        return name
+    found = find_binary(name)
+    return shown_path(Path(found)) if found else name
+
+
 def shown_path(path: Path) -> str:
-    """A path, relative where it is below the current folder."""
-    try:
-        return str(path.relative_to(Path.cwd()))
-    except ValueError:
-        return str(path)
+    """A path as it can be typed, relative where it is below the current folder."""
+    with contextlib.suppress(ValueError, FileNotFoundError):  # it is somewhere else; the current folder is gone
+        path = path.relative_to(Path.cwd())
+    return shlex.quote(str(path))

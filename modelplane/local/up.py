@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shlex
 import signal
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -34,6 +35,7 @@ from registry.keys import Keyspace
 ETCD, CONTROL_PLANE, ENVOY = "etcd", "control-plane", "envoy"
 _STAGES = {ENVOY: INSTANCE_STAGE + 1, CONTROL_PLANE: INSTANCE_STAGE + 2, ETCD: INSTANCE_STAGE + 3}
 _START_LIMIT = 60.0
+_ETCD_LIMIT = 15.0
 _SETTLE_LIMIT = 180.0
 _CONVERGE_LIMIT = 15.0
 _FRAME = 0.1
@@ -92,11 +94,12 @@ class LocalStack:
                 "the examples", ["tensorflow", "sklearn"], "; or give your own with --model NAME=PATH"
             )
         self._ports: Mapping[str, int] = choose_ports(config)
+        self._keyspace = Keyspace(config.prefix)
         address = config.etcd or f"127.0.0.1:{self._ports['etcd']}"
-        self._shared = programs.Shared(address, config.prefix, passed_on)
+        self._shared = programs.Shared(address, self._keyspace.prefix, passed_on)
         self._names = [f"tfs-{number}" for number in range(config.instances)]
         self._children = Children(self._child_ended)
-        self._fleet = Fleet(Keyspace(config.prefix))
+        self._fleet = Fleet(self._keyspace)
         self._picture = Picture()
         self._changed = asyncio.Event()
         self._fatal: UserError | None = None
@@ -168,8 +171,14 @@ class LocalStack:
                 step.note = self._shared.etcd
                 await self._start_etcd()
                 outer.create_task(self._follow(client), name="follow")
-                await self._until(lambda: self._picture.connected, f"etcd at {self._shared.etcd} to answer", 15.0)
-            self._folder.announce(Stack(self._shared.etcd, self._config.prefix, os.getpid()))
+                try:
+                    await self._until(lambda: self._picture.connected, "", _ETCD_LIMIT)
+                except TimeoutError:
+                    mend = "is it running there?" if self._config.etcd else f"see the logs in {self._folder.logs}"
+                    raise UserError(
+                        f"etcd at {self._shared.etcd} hasn't answered for {_ETCD_LIMIT:.0f} s; {mend}"
+                    ) from None
+            self._folder.announce(Stack(self._shared.etcd, self._keyspace.prefix, os.getpid()))
             await self._start_control_plane()
             await self._start_envoy()
 
@@ -257,10 +266,11 @@ class LocalStack:
                 f"  gRPC      {self._client_address('grpc')}",
                 f"  REST      http://{self._client_address('rest')}/v1/models/{self._models[0].name}",
                 "Look inside:",
-                f"  fleet     modelplane status{state}",
+                f"  fleet     {programs.shown_binary('modelplane')} status{state}",
                 f"  metrics   http://127.0.0.1:{self._ports['http']}/metrics",
                 f"  Envoy     http://127.0.0.1:{self._ports['admin']}",
-                f"  registry  etcdctl --endpoints {self._shared.etcd} get --prefix {self._config.prefix}",
+                f"  registry  {programs.shown_binary('etcdctl')} --endpoints {self._shared.etcd} get --prefix "
+                f"{shlex.quote(self._keyspace.prefix)}",
                 "Ctrl-C ends all of it.",
                 "",
             ]
@@ -300,7 +310,7 @@ class LocalStack:
             self._picture = self._fleet.picture(time.monotonic())
 
     async def _follow(self, client: EtcdClient) -> None:
-        async for update in follow(client, self._config.prefix):
+        async for update in follow(client, self._keyspace.prefix):
             now = time.monotonic()
             self._fleet.apply(update, now)
             self._picture = self._fleet.picture(now)

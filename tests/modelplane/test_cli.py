@@ -85,6 +85,12 @@ def test_the_envoy_bootstrap_names_every_control_plane(capsys: pytest.CaptureFix
     [
         (["envoy-bootstrap", "--xds", "nonsense"], 2, "'nonsense' is not HOST:PORT"),
         (["status", "--etcd", "127.0.0.1:1", "--etcd-timeout", "0.5"], 1, "etcd at 127.0.0.1:1 doesn't answer"),
+        (
+            ["status", "--state", "/nowhere", "--etcd-timeout", "0.5"],
+            1,
+            "and no `modelplane up` has its state in /nowhere",
+        ),
+        (["up", "--etcd", "127.0.0.1:99999"], 2, "--etcd: '127.0.0.1:99999' is not HOST:PORT"),
         (["monitor", "--lease-ttl", "0"], 2, "(from --lease-ttl)"),
         (["monitor"], 2, "nothing to watch"),
         (["up", "--model", "x=/nowhere"], 1, "--model x=/nowhere: there is no folder /nowhere"),
