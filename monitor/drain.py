@@ -1,13 +1,15 @@
 """When an instance that stopped being ready may be stopped: DrainWait decides, without I/O, and Drain asks it.
 
 Invariant: `waiting()` is empty only if every control-plane replica that the registry knows says that all of its Envoys
-have acknowledged `revision`, at which the instance was written as DRAINING, and that none of them has a
-request in flight on it. A replica without Envoys has nothing in flight. A replica whose record goes (it stopped, or its
-lease ended) is no longer waited for: its Envoys find another one, which waits for them.
+have acknowledged `revision`, at which the instance was written as DRAINING, and that none of them has a request in
+flight on it. A replica without Envoys has nothing in flight. The Envoys of a replica whose record goes before it could
+say so (it was stopped, its lease ended, or etcd was wiped) have not gone: they find another one, or it comes back, and
+what they have in flight is known then. They are given RETURN seconds for that.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import aclosing
@@ -21,44 +23,73 @@ from registry.records import PlaneRecord, RecordError, decode_plane
 
 log = logging.getLogger(__name__)
 
+RETURN = 15.0
+"""Seconds: one lease, within which a control plane registers again in a wiped etcd, and the start of a process."""
+
 
 class DrainWait:
-    """One instance's drain. `apply` takes what follow() tells of the `planes/` prefix."""
+    """One instance's drain. `apply` takes what follow() tells of the `planes/` prefix; `now` is in monotonic seconds.
+
+    `revision` may be changed: a wiped etcd, in which the instance is registered anew, counts from the beginning again.
+    """
 
     def __init__(self, instance: str, revision: int, keyspace: Keyspace) -> None:
         self._instance = instance
-        self._revision = revision
+        self.revision = revision
         self._keyspace = keyspace
         self._planes: dict[str, PlaneRecord | None] = {}
+        self._gone: dict[str, float] = {}
+        self._most_envoys = 0
         self.listed = False
         """Whether the list of replicas has been read; before that nobody can be known to be waited for."""
 
-    def apply(self, puts: Mapping[str, bytes], deletes: Iterable[str] = ()) -> None:
+    def apply(self, puts: Mapping[str, bytes], deletes: Iterable[str], now: float) -> None:
         """Take in changed and deleted records; the first call brings the whole list."""
         self.listed = True
         for raw in deletes:
-            if isinstance(key := self._keyspace.parse(raw), PlaneKey):
-                self._planes.pop(key.replica, None)
+            key = self._keyspace.parse(raw)
+            if not isinstance(key, PlaneKey) or key.replica not in self._planes:
+                continue
+            if self._reason(self._planes.pop(key.replica)):
+                self._gone[key.replica] = now + RETURN
         for raw, value in puts.items():
             if isinstance(key := self._keyspace.parse(raw), PlaneKey):
+                self._gone.pop(key.replica, None)
                 try:
                     self._planes[key.replica] = decode_plane(value)
                 except RecordError:
                     # Not to be understood is not the same as converged.
                     self._planes[key.replica] = None
+        self._most_envoys = max(self._most_envoys, self._envoys())
 
     def waiting(self) -> tuple[str, ...]:
         """Who is waited for and why, one phrase each; empty: the server may be stopped."""
         if not self.listed:
             return ("etcd, for the list of control planes",)
-        reasons = ((replica, self._reason(plane)) for replica, plane in sorted(self._planes.items()))
+        reasons = [(replica, self._reason(plane)) for replica, plane in sorted(self._planes.items())]
+        if (missing := self._most_envoys - self._envoys()) > 0:
+            reasons += [
+                (replica, f"it has gone, and {missing} Envoys have not found another one yet")
+                for replica in sorted(self._gone)
+            ]
         return tuple(f"control plane {replica}: {reason}" for replica, reason in reasons if reason)
+
+    def give_up(self, now: float) -> None:
+        """Forget the replicas that had their time."""
+        self._gone = {replica: until for replica, until in self._gone.items() if now < until}
+
+    def next_deadline(self) -> float | None:
+        """When to call `give_up` if nothing else happens; None: no need."""
+        return min(self._gone.values(), default=None)
+
+    def _envoys(self) -> int:
+        return sum(plane.envoys for plane in self._planes.values() if plane is not None)
 
     def _reason(self, plane: PlaneRecord | None) -> str:
         if plane is None:
             return "its record can't be read"
-        if plane.converged_revision < self._revision:
-            return f"its {plane.envoys} Envoys are at revision {plane.converged_revision} of {self._revision}"
+        if plane.converged_revision < self.revision:
+            return f"its {plane.envoys} Envoys are at revision {plane.converged_revision} of {self.revision}"
         if plane.envoys == 0:
             return ""
         in_flight = plane.draining.get(self._instance)
@@ -84,17 +115,29 @@ class Drain:
     async def run(self) -> None:
         """Returns when it is complete; as long as etcd is away it is not. Bound it by cancellation."""
         self._wait = wait = DrainWait(self._instance, await self._leased.flush(), self._keyspace)
+        moved = asyncio.Event()
+        async with asyncio.TaskGroup() as tasks:
+            following = tasks.create_task(self._follow(wait, moved), name="control planes")
+            while self.waiting():
+                moved.clear()
+                try:
+                    async with asyncio.timeout_at(wait.next_deadline()):
+                        await moved.wait()
+                except TimeoutError:
+                    wait.give_up(asyncio.get_running_loop().time())
+            following.cancel()
+
+    async def _follow(self, wait: DrainWait, moved: asyncio.Event) -> None:
+        clock = asyncio.get_running_loop().time
         following = cast(AsyncGenerator[Update, None], follow(self._etcd, self._keyspace.planes))
         async with aclosing(following) as updates:
             async for update in updates:
                 match update:
                     case Snapshot(entries=entries):
-                        wait.apply(entries)
-                    case Changes(puts=puts, deletes=deletes, relisted=relisted):
-                        # An etcd that was wiped has forgotten the control planes, their Envoys have not gone: wait for
-                        # them to come back.
-                        wait.apply(puts, () if relisted else deletes)
+                        wait.apply(entries, (), clock())
+                    case Changes(puts=puts, deletes=deletes):
+                        wait.revision = await self._leased.flush()
+                        wait.apply(puts, deletes, clock())
                     case Connection(connected=connected, detail=detail):
                         log.info("etcd %s while draining: %s", "is back" if connected else "is away", detail)
-                if not wait.waiting():
-                    return
+                moved.set()

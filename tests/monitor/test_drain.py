@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from monitor.drain import DrainWait
-from registry.keys import Keyspace, PlaneKey
-from registry.records import PlaneRecord, encode_plane
+from monitor.drain import RETURN, Drain, DrainWait
+from registry.etcd import EtcdClient, EtcdConfig
+from registry.keys import Keyspace, PlaneKey, ReadyKey
+from registry.leased import LeasedKeys
+from registry.records import PlaneRecord, ReadyRecord, ReadyState, encode_plane, encode_ready
+from tests.support.etcd import Etcd
+from tests.support.waiting import eventually
 
 KEYS = Keyspace()
 REVISION = 100
@@ -20,7 +27,7 @@ def key(replica: str) -> str:
 
 def wait_for(**planes: PlaneRecord) -> DrainWait:
     wait = DrainWait("i", REVISION, KEYS)
-    wait.apply({key(replica): encode_plane(record) for replica, record in planes.items()})
+    wait.apply({key(replica): encode_plane(record) for replica, record in planes.items()}, (), 0.0)
     return wait
 
 
@@ -54,15 +61,42 @@ def test_who_is_done(plane: PlaneRecord) -> None:
 def test_every_replica_counts_and_one_that_goes_does_not() -> None:
     wait = wait_for(a=PlaneRecord(100), b=PlaneRecord(1), c=PlaneRecord(2))
     assert len(wait.waiting()) == 2
-    wait.apply({key("b"): encode_plane(PlaneRecord(101))})
+    wait.apply({key("b"): encode_plane(PlaneRecord(101))}, (), 0.0)
     assert [phrase.split(":")[0] for phrase in wait.waiting()] == ["control plane c"]
-    wait.apply({}, [key("c")])
+    wait.apply({}, [key("c")], 0.0)
+    assert wait.waiting() == ()
+
+
+def test_the_envoys_of_a_control_plane_that_goes_are_waited_for_until_they_are_with_another_one() -> None:
+    wait = wait_for(a=PlaneRecord(100, envoys=1, draining={"i": 2}), b=PlaneRecord(100))
+    wait.apply({}, [key("a")], 5.0)
+    assert wait.waiting() == ("control plane a: it has gone, and 1 Envoys have not found another one yet",)
+    wait.apply({key("b"): encode_plane(PlaneRecord(100, envoys=1))}, (), 6.0)
+    assert wait.waiting() == ("control plane b: its Envoys have not reported their load yet",)
+    wait.apply({key("b"): encode_plane(PlaneRecord(100, envoys=1, draining={"i": 0}))}, (), 6.5)
+    assert wait.waiting() == ()
+
+
+def test_the_envoys_of_a_control_plane_that_goes_are_not_waited_for_for_ever() -> None:
+    wait = wait_for(a=PlaneRecord(100, envoys=1, draining={"i": 2}))
+    wait.apply({}, [key("a")], 5.0)
+    assert wait.next_deadline() == 5.0 + RETURN
+    wait.give_up(4.9 + RETURN)
+    assert wait.waiting()
+    wait.give_up(5.0 + RETURN)
+    assert wait.waiting() == ()
+    assert wait.next_deadline() is None
+
+
+def test_a_control_plane_that_was_done_may_go() -> None:
+    wait = wait_for(a=PlaneRecord(100, envoys=1, draining={"i": 0}))
+    wait.apply({}, [key("a")], 5.0)
     assert wait.waiting() == ()
 
 
 def test_a_record_that_cannot_be_read_is_not_converged() -> None:
     wait = wait_for()
-    wait.apply({key("new"): b"{}", "/modelplane/planes/": b"x", "/elsewhere": b"x"})
+    wait.apply({key("new"): b"{}", "/modelplane/planes/": b"x", "/elsewhere": b"x"}, (), 0.0)
     assert wait.waiting() == ("control plane new: its record can't be read",)
 
 
@@ -79,11 +113,13 @@ def test_done_only_if_every_known_plane_is(history: list[tuple[str, PlaneRecord 
     wait, present = wait_for(), {}
     for replica, plane in history:
         if plane is None:
-            wait.apply({}, [key(replica)])
+            wait.apply({}, [key(replica)], 0.0)
             present.pop(replica, None)
         else:
-            wait.apply({key(replica): encode_plane(plane)})
+            wait.apply({key(replica): encode_plane(plane)}, (), 0.0)
             present[replica] = plane
+        # Those that went are given up here, so that only the present ones are left to be waited for.
+        wait.give_up(RETURN)
         pending = {
             replica
             for replica, plane in present.items()
@@ -91,3 +127,38 @@ def test_done_only_if_every_known_plane_is(history: list[tuple[str, PlaneRecord 
         }
         assert len(wait.waiting()) == len(pending)
         assert {phrase.split(":")[0].split()[-1] for phrase in wait.waiting()} == pending
+
+
+async def test_a_drain_is_completed_in_an_etcd_that_was_wiped_meanwhile(tmp_path: Path) -> None:
+    """Waits until the instance is registered again in the wiped etcd, whose revisions are far below that of the drain,
+    and until the drain has ended by what a control plane says of the new ones."""
+    etcd = Etcd(tmp_path)
+    ready = KEYS.make(ReadyKey("m", 1, "i"))
+    try:
+        async with EtcdClient(EtcdConfig((etcd.endpoint,))) as client, asyncio.TaskGroup() as tasks:
+            for _ in range(50):
+                await client.put("/elsewhere", b"")
+            leased = LeasedKeys(client, 3.0)
+            registration = tasks.create_task(leased.run())
+            leased.set({ready: encode_ready(ReadyRecord(ReadyState.DRAINING, "10.0.0.1", 8500))})
+            before = await leased.flush()
+            await client.put(key("p"), encode_plane(PlaneRecord(before, envoys=1)))
+            drain = Drain(client, leased, "i", KEYS)
+            running = tasks.create_task(drain.run())
+            await eventually(
+                lambda: "reported their load" in str(drain.waiting()), "the drain to wait for load reports"
+            )
+            await asyncio.to_thread(etcd.kill)
+            await asyncio.to_thread(etcd.restart, empty=True)
+            await eventually(lambda: client.get(ready), "the instance to be registered again")
+            after = await leased.flush()
+            assert after < before
+            assert not running.done()
+            await client.put(key("p"), encode_plane(PlaneRecord(after - 1, envoys=1, draining={"i": 0})))
+            await eventually(lambda: f"of {after}" in str(drain.waiting()), "the drain to go by the new revision")
+            await client.put(key("p"), encode_plane(PlaneRecord(after, envoys=1, draining={"i": 0})))
+            async with asyncio.timeout(10):
+                await running
+            registration.cancel()
+    finally:
+        await asyncio.to_thread(etcd.close)
