@@ -27,9 +27,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import chain
 
+from monitor.known import KnownModel, KnownVersion, bridges_a_swap, cut, told_servables
 from monitor.servables import Outcome, PollFailure, Probe, VersionStatus, WatchedModel
 from registry.keys import InstanceKey, Key, ReadyKey
 from registry.records import (
@@ -38,7 +39,6 @@ from registry.records import (
     Proof,
     ReadyRecord,
     ReadyState,
-    Servable,
     ServableState,
 )
 
@@ -46,53 +46,18 @@ log = logging.getLogger(__name__)
 
 FAILURES = 3
 FIRST_RETRY, LAST_RETRY = 0.5, 30.0
-KEPT_ENDED = 3
-"""Versions per model that ended without an error and are still told of: the server lists them for ever."""
 SWAP = 2.0
 """Seconds for which two versions are both AVAILABLE at most while a server swaps them (its tick is 0.1 s)."""
-MAX_TEXT = 1000
 _RANK = {state: rank for rank, state in enumerate(ServableState)}
 _ANNOUNCED = (ServableState.START, ServableState.LOADING)
 
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Seconds. `poll_interval` is the real one between two looks at one model; `slow_for` as in the module's text."""
+    """Seconds. `poll_interval`: between two looks at one model if there are few; `slow_for` as in the module's text."""
 
     poll_interval: float = 0.1
     slow_for: float = 4.0
-
-
-@dataclass(slots=True)
-class _Version:
-    state: ServableState
-    error: str
-    incarnation: int
-    proof: Proof = Proof.PENDING
-    detail: str = ""
-    ready: bool = False
-    was_ready: bool = False
-    """It was READY when the server let go of it."""
-    probing: bool = False
-    probe_at: float | None = None
-    attempts: int = 0
-
-
-@dataclass(slots=True)
-class _Model:
-    watched: WatchedModel
-    listed: bool = True
-    """False: no longer in the server's flags or file, and watched on until the server itself has let go of it."""
-    versions: dict[int, _Version] = field(default_factory=dict)
-    answer: tuple[VersionStatus, ...] | None = None
-    """The latest answer that was taken in, to see quickly that the next one says nothing new."""
-    failures: int = 0
-    trouble: str = ""
-    seen_several: bool = False
-    several_since: float | None = None
-    published: dict[ReadyKey, ReadyRecord] = field(default_factory=dict)
-    servables: tuple[Servable, ...] = ()
-    """This model's part of the instance record, kept: with 1,000 models one change must not build 1,000 of these."""
 
 
 class MonitorCore:
@@ -113,7 +78,7 @@ class MonitorCore:
         self._monitor_version = monitor_version
         self._timing = timing or Timing()
         self._patient = patient
-        self._models: dict[str, _Model] = {}
+        self._models: dict[str, KnownModel] = {}
         self._draining = False
         self._state = InstanceState.STARTING
         self._trouble = "no answer from the server yet"
@@ -146,7 +111,7 @@ class MonitorCore:
         self.touched = True
         wanted = {model.name: model for model in models}
         for name, watched in wanted.items():
-            known = self._models.setdefault(name, _Model(watched))
+            known = self._models.setdefault(name, KnownModel(watched))
             known.watched, known.listed = watched, True
             self._dirty.add(name)
         for name, known in list(self._models.items()):
@@ -231,6 +196,10 @@ class MonitorCore:
         self._draining, self._state, self._trouble = True, InstanceState.DRAINING, ""
         self._dirty.update(self._models)
         self.touched = True
+        for model in self._models.values():
+            for version in model.versions.values():
+                # It bridges a swap that this monitor won't see the end of, and Envoy sends to it all the same.
+                version.ready = version.ready or bridges_a_swap(model, version)
         return any(version.ready for model in self._models.values() for version in model.versions.values())
 
     # --- decisions ----------------------------------------------------------------------------------------------
@@ -269,7 +238,7 @@ class MonitorCore:
             for key in model.published.keys() - wanted.keys():
                 changes[key] = None
             changes.update({key: record for key, record in wanted.items() if model.published.get(key) != record})
-            model.published, model.servables = wanted, _servables(name, model)
+            model.published, model.servables = wanted, told_servables(name, model)
         self._dirty.clear()
         instance = self._instance_record()
         if instance != self._published:
@@ -279,7 +248,7 @@ class MonitorCore:
 
     # --- inside -------------------------------------------------------------------------------------------------
 
-    def _watch_for_several(self, model: _Model, versions: tuple[VersionStatus, ...], now: float) -> None:
+    def _watch_for_several(self, model: KnownModel, versions: tuple[VersionStatus, ...], now: float) -> None:
         """Find out whether a server whose policy is unknown keeps several versions: not from the moment in which one
         that keeps a single version swaps."""
         if model.watched.several_versions is not None or model.seen_several:
@@ -292,14 +261,14 @@ class MonitorCore:
             model.seen_several = self.touched = True
             self._dirty.add(model.watched.name)
 
-    def _observe(self, model: _Model, status: VersionStatus, now: float) -> None:
+    def _observe(self, model: KnownModel, status: VersionStatus, now: float) -> None:
         name, number = model.watched.name, status.version
         known = model.versions.get(number)
         if known is not None and (known.state, known.error) == (status.state, status.error):
             return
         if known is None or _RANK[status.state] < _RANK[known.state]:
             self._incarnations += 1
-            known = model.versions[number] = _Version(status.state, status.error, self._incarnations)
+            known = model.versions[number] = KnownVersion(status.state, status.error, self._incarnations)
             entered = True
         else:
             entered = status.state is not known.state
@@ -326,7 +295,7 @@ class MonitorCore:
                         version.probe_at = now
         self._failures, self._cut_off = 0, False
 
-    def _model_failed(self, model: _Model, detail: str) -> None:
+    def _model_failed(self, model: KnownModel, detail: str) -> None:
         model.failures += 1
         # While others answer it is this model, and what was known of it gets too old to stay registered.
         if model.failures >= FAILURES and self._failures < FAILURES:
@@ -351,25 +320,25 @@ class MonitorCore:
             self._dirty.add(name)
             self._forget_if_gone(name, model)
 
-    def _forget_if_gone(self, name: str, model: _Model) -> None:
+    def _forget_if_gone(self, name: str, model: KnownModel) -> None:
         if model.listed or any(version.state is not ServableState.END for version in model.versions.values()):
             return
         self._dropped.update(model.published)
         del self._models[name]
 
-    def _ready_keys(self, model: _Model) -> dict[ReadyKey, ReadyRecord]:
-        several = bool(model.watched.several_versions) or model.seen_several
+    def _ready_keys(self, model: KnownModel) -> dict[ReadyKey, ReadyRecord]:
+        several = model.several
         keys = {}
         for number, version in sorted(model.versions.items()):
             state = self._ready_state(version)
-            if state is None and version.was_ready and not (several or self.draining) and _being_replaced(model):
+            if state is None and not self.draining and bridges_a_swap(model, version):
                 state = ReadyState.READY
             if state is not None:
                 key = ReadyKey(model.watched.name, number, self.instance)
                 keys[key] = replace(self._endpoint, state=state, several_versions=several)
         return keys
 
-    def _ready_state(self, version: _Version) -> ReadyState | None:
+    def _ready_state(self, version: KnownVersion) -> ReadyState | None:
         if version.ready:
             return ReadyState.DRAINING if self.draining else ReadyState.READY
         if self.draining:
@@ -391,33 +360,9 @@ class MonitorCore:
             capacity=endpoint.capacity,
             monitor_version=self._monitor_version,
             state=self._state,
-            detail=_cut("; ".join(troubles)),
+            detail=cut("; ".join(troubles)),
             servables=tuple(chain.from_iterable(model.servables for model in models)),
         )
 
     def _say(self, model: str, version: int, text: str, level: int = logging.INFO) -> None:
         log.log(level, "model %s version %d on %s: %s", model, version, self.instance, text)
-
-
-def _being_replaced(model: _Model) -> bool:
-    """Whether another version has taken over and its first probe has not ended."""
-    return any(
-        version.state is ServableState.AVAILABLE and version.proof is Proof.PENDING
-        for version in model.versions.values()
-    )
-
-
-def _servables(name: str, model: _Model) -> tuple[Servable, ...]:
-    told: list[Servable] = []
-    ended = 0
-    for number, version in sorted(model.versions.items(), reverse=True):
-        if version.state is ServableState.END and not version.error:
-            ended += 1
-            if ended > KEPT_ENDED:
-                continue
-        told.append(Servable(name, number, version.state, _cut(version.error), version.proof, _cut(version.detail)))
-    return tuple(told)
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= MAX_TEXT else text[:MAX_TEXT] + "…"

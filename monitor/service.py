@@ -117,14 +117,14 @@ class _Monitor:
             await self._ended
 
     async def _until_told_to_end(self, work: asyncio.Task[Any] | None = None) -> bool:
-        """Wait for a stop signal, the child's end, or `work`; whether `work` is done."""
-        await self._first(self._signals.stop, work)
-        if work is None:
-            return False
-        done = work.done()
-        if not done:
-            work.cancel()
-        return done
+        """Wait for a stop signal, the child's end, or `work`; whether `work` is done. If not it has been cancelled."""
+        try:
+            await self._first(self._signals.stop, work)
+            return work is not None and work.done()
+        finally:
+            if work is not None and not work.done():
+                work.cancel()
+                await asyncio.wait({work})
 
     async def _first(
         self, event: asyncio.Event, work: asyncio.Task[Any] | None = None, timeout: float | None = None

@@ -2,80 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import pytest
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from monitor.core import FAILURES, KEPT_ENDED, SWAP, MonitorCore, Timing
-from monitor.servables import Outcome, PollFailure, Probe, VersionStatus, WatchedModel
+from monitor.core import FAILURES, SWAP
+from monitor.known import KEPT_ENDED
+from monitor.servables import Outcome, WatchedModel
 from registry.keys import InstanceKey, ReadyKey
-from registry.records import InstanceRecord, InstanceState, Proof, ReadyRecord, ReadyState, ServableState
-
-START, LOADING, AVAILABLE, UNLOADING, END = ServableState
-PROVED = Outcome(Proof.PROVED, "zeros")
-TRUSTED = Outcome(Proof.TRUSTED, "unknown rank")
-FAILED = Outcome(Proof.FAILED, "FAILED_PRECONDITION: Could not find variable b")
-REFUSED = PollFailure(connection=True, detail="Connection refused")
-SLOW = PollFailure(connection=False, detail="DEADLINE_EXCEEDED")
-ENDPOINT = ReadyRecord(ReadyState.READY, "10.0.0.1", 8500, 8501, "zone-a", 2)
-
-
-class Harness:
-    """A core, its clock, and the keys that its changes add up to."""
-
-    def __init__(self, *models: WatchedModel, patient: bool = False) -> None:
-        self.core = MonitorCore("i", ENDPOINT, "test", Timing(), patient=patient)
-        self.now = 100.0
-        self.keys: dict[Any, Any] = {}
-        self.core.set_models(models or (WatchedModel("m"),))
-        self.apply()
-
-    def apply(self) -> Mapping[Any, Any]:
-        changes = self.core.changes()
-        for key, record in changes.items():
-            if record is None:
-                del self.keys[key]
-            else:
-                self.keys[key] = record
-        return changes
-
-    def status(self, *versions: tuple[Any, ...], model: str = "m", after: float = 0.1) -> Mapping[Any, Any]:
-        self.now += after
-        self.core.status(model, tuple(VersionStatus(*version) for version in versions), self.now)
-        return self.apply()
-
-    def probe(self, outcome: Outcome, after: float = 0.0) -> Probe:
-        self.now += after
-        (probe,) = self.core.due(self.now)
-        self.core.probed(probe, outcome, self.now)
-        self.apply()
-        return probe
-
-    def fail(self, failure: PollFailure, model: str = "m", after: float = 0.1) -> None:
-        self.now += after
-        self.core.failed(model, failure, self.now)
-        self.apply()
-
-    def ready(self, version: int, model: str = "m") -> ReadyState | None:
-        record = self.keys.get(ReadyKey(model, version, "i"))
-        return record.state if record else None
-
-    @property
-    def instance(self) -> InstanceRecord:
-        record = self.keys[InstanceKey("i")]
-        assert isinstance(record, InstanceRecord)
-        return record
-
-    def serving(self, *versions: int) -> Harness:
-        self.status(*((version, AVAILABLE) for version in versions))
-        for probe in self.core.due(self.now):
-            self.core.probed(probe, PROVED, self.now)
-        self.apply()
-        return self
+from registry.records import InstanceState, Proof, ReadyState, ServableState
+from tests.monitor.core_harness import (
+    AVAILABLE,
+    END,
+    ENDPOINT,
+    FAILED,
+    LOADING,
+    PROVED,
+    REFUSED,
+    SLOW,
+    START,
+    TRUSTED,
+    UNLOADING,
+    Harness,
+)
 
 
 def test_a_loading_version_is_announced_then_proved_then_ready() -> None:
@@ -323,6 +272,15 @@ def test_drain() -> None:
     assert h.core.next_due() is None
 
 
+def test_a_drain_within_a_swap_drains_the_version_that_bridges_it() -> None:
+    h = Harness(WatchedModel("m", several_versions=False)).serving(1)
+    h.status((2, AVAILABLE), (1, END))
+    assert h.ready(1) is ReadyState.READY
+    assert h.core.drain() is True
+    h.apply()
+    assert (h.ready(2), h.ready(1)) == (None, ReadyState.DRAINING)
+
+
 def test_nothing_to_drain() -> None:
     h = Harness()
     h.status((1, LOADING))
@@ -354,85 +312,3 @@ def test_versions_that_ended_long_ago_do_not_pile_up_in_the_record() -> None:
     h = Harness()
     h.status((20, AVAILABLE), *((n, END) for n in range(19, 2, -1)), (2, END, "DATA_LOSS: x"))
     assert [s.version for s in h.instance.servables] == [20, *range(19, 19 - KEPT_ENDED, -1), 2]
-
-
-class AnyHistory(RuleBasedStateMachine):
-    """Whatever happens, a key is READY only for a version that was AVAILABLE in the latest answer and was proved in its
-    present load; `seen` and `proved` are that rule kept by other means."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.h = Harness(WatchedModel("a"), WatchedModel("b"))
-        self.seen: set[tuple[str, int]] = set()
-        self.proved: set[tuple[str, int]] = set()
-        self.outstanding: list[tuple[Probe, bool]] = []  # the flag: its load is still the present one
-        self.drained = False
-
-    def void(self, servable: tuple[str, int]) -> None:
-        self.seen.discard(servable)
-        self.proved.discard(servable)
-        self.outstanding = [(p, ok and (p.model.name, p.version) != servable) for p, ok in self.outstanding]
-
-    @rule(seconds=st.sampled_from([0.01, 0.1, 3.0, 40.0]))
-    def wait(self, seconds: float) -> None:
-        self.h.now += seconds
-
-    @rule(name=st.sampled_from("ab"), states=st.dictionaries(st.integers(1, 3), st.sampled_from(ServableState)))
-    def status(self, name: str, states: dict[int, ServableState]) -> None:
-        self.h.core.status(name, tuple(VersionStatus(*item) for item in states.items()), self.h.now)
-        for version in (1, 2, 3):
-            if states.get(version) is AVAILABLE:
-                self.seen.add((name, version))
-            else:
-                self.void((name, version))
-
-    @rule(name=st.sampled_from("ab"), failure=st.sampled_from([REFUSED, SLOW]))
-    def fail(self, name: str, failure: PollFailure) -> None:
-        self.h.core.failed(name, failure, self.h.now)
-
-    @precondition(lambda self: self.outstanding)
-    @rule(data=st.data(), outcome=st.sampled_from([PROVED, TRUSTED, FAILED]))
-    def probed(self, data: st.DataObject, outcome: Outcome) -> None:
-        item = data.draw(st.sampled_from(self.outstanding))
-        self.outstanding.remove(item)
-        probe, current = item
-        self.h.core.probed(probe, outcome, self.h.now)
-        if current and not self.drained:
-            servable = (probe.model.name, probe.version)
-            self.proved.discard(servable) if outcome is FAILED else self.proved.add(servable)
-
-    @rule(names=st.sets(st.sampled_from("ab")))
-    def models(self, names: set[str]) -> None:
-        self.h.core.set_models([WatchedModel(name) for name in names])
-
-    @rule()
-    def end(self) -> None:
-        self.h.core.ended("gone")
-        for servable in list(self.seen):
-            self.void(servable)
-
-    @rule()
-    def drain(self) -> None:
-        self.h.core.drain()
-        self.drained = True
-
-    @invariant()
-    def holds(self) -> None:
-        self.outstanding += [(probe, True) for probe in self.h.core.due(self.h.now)]
-        touched = self.h.core.touched
-        assert self.h.apply() == {} or touched
-        assert self.h.core.changes() == {}
-        for key, record in self.h.keys.items():
-            assert key.instance == "i"
-            if isinstance(key, ReadyKey):
-                if record.state is ReadyState.LOADING:
-                    assert not self.drained
-                    continue
-                if not self.drained and any(other == key.model for other, _ in self.seen - self.proved):
-                    continue  # it may be the old key of a swap whose new version is being proved
-                assert (key.model, key.version) in self.proved & self.seen
-                assert record.state is (ReadyState.DRAINING if self.drained else ReadyState.READY)
-
-
-TestAnyHistory = AnyHistory.TestCase
-TestAnyHistory.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
