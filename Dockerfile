@@ -1,5 +1,5 @@
-# modelplane's control plane, monitor and command line in one image, without TensorFlow. docs/docker.md tells how to run it.
-# Two base images would be two Pythons: the virtual environment below only works on the one that it was made with.
+# Control plane, monitor and command line in one image, without TensorFlow. docs/docker.md tells how to run it.
+# One base for both stages: a virtual environment works only with the Python that it was made with.
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
 
 FROM ${PYTHON_IMAGE} AS build
