@@ -25,18 +25,19 @@ ANY_PORTS = [f"--{name}-port=0" for name in ("grpc", "rest", "admin", "xds", "ht
 STARTED = 120.0
 
 
-def up(state: Path, *arguments: str) -> ChildProcess:
-    command = [
-        sys.executable,
-        "-m",
-        "modelplane",
-        "up",
-        "--server=stand-in",
-        f"--state={state}",
-        *ANY_PORTS,
-        *arguments,
-    ]
-    return ChildProcess(command, state.with_suffix(".out"))
+def up(state: Path, *arguments: str, path: Path | None = None) -> ChildProcess:
+    """Start `modelplane up`; `path` is a folder to be searched first for programs."""
+    command = [sys.executable, "-m", "modelplane", "up", f"--state={state}", *ANY_PORTS, *arguments]
+    env = {"PATH": f"{path}:{os.environ['PATH']}"} if path else {}
+    return ChildProcess(command, state.with_suffix(".out"), env)
+
+
+def program(folder: Path, name: str, script: str) -> Path:
+    """A shell script that passes for a program; the folder to search for it."""
+    folder.mkdir()
+    (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+    (folder / name).chmod(0o755)
+    return folder
 
 
 def modelplane(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -101,7 +102,7 @@ def state(tmp_path: Path, models: Path) -> Path:
 
 async def test_one_command_shows_a_prediction_and_ctrl_c_leaves_nothing(state: Path) -> None:
     """Waits for the example client's output, then for the end after SIGINT."""
-    with up(state) as stack:
+    with up(state, "--server=stand-in") as stack:
         await eventually(
             lambda: "digits version 1 " in stack.output or not stack.alive(), "the client's answers", STARTED
         )
@@ -139,7 +140,8 @@ async def test_one_command_shows_a_prediction_and_ctrl_c_leaves_nothing(state: P
 
 
 async def test_the_table_says_why_a_model_is_not_served(state: Path, tmp_path: Path, models: Path) -> None:
-    """One that loads, one that is broken, one without its variables. Waits for the good model to be ready while the
+    """One that loads, one that is broken, one without its variables; the server is what stands on PATH as
+    tensorflow_model_server. Waits for the good model to be ready while the
     slow one loads, and for the others to be given up; then kills a monitor and waits for its instance's return; then
     kills `up` itself and waits for all processes to go."""
     saved_models.slow_to_load(tmp_path / "slow", seconds=8.0)
@@ -148,7 +150,9 @@ async def test_the_table_says_why_a_model_is_not_served(state: Path, tmp_path: P
     shutil.copytree(models / "half_plus_two", tmp_path / "bare")
     shutil.rmtree(tmp_path / "bare" / "1" / "variables")
     mine = [f"--model={name}={tmp_path / name}" for name in ("broken", "bare", "slow")]
-    with up(state, f"--model=good={models / 'half_plus_two'}", *mine, "--instances=1") as stack:
+    script = f'exec {sys.executable} -m modelplane model-server --bind_address=127.0.0.1 "$@"'
+    path = program(tmp_path / "bin", "tensorflow_model_server", script)
+    with up(state, f"--model=good={models / 'half_plus_two'}", *mine, "--instances=1", path=path) as stack:
         await eventually((state / "stack.json").exists, "the registry", STARTED)
         await eventually(
             lambda: {"good": "ready on tfs-0", "slow": "loading on tfs-0"}.items() <= states(state).items(),
@@ -156,6 +160,7 @@ async def test_the_table_says_why_a_model_is_not_served(state: Path, tmp_path: P
             STARTED,
         )
         await eventually(lambda: "Point any" in stack.output or not stack.alive(), "the models to be settled", STARTED)
+        assert f"1 x {path / 'tensorflow_model_server'}" in stack.output
         status = modelplane("status", "--state", str(state)).stdout
         assert re.search(r"^good +1 +yes +ready on tfs-0$", status, re.MULTILINE), status
         assert re.search(r"^broken version 1 on tfs-0: .*saved_model\.pb", status, re.MULTILINE), status
@@ -199,12 +204,8 @@ async def test_the_table_says_why_a_model_is_not_served(state: Path, tmp_path: P
 
 async def test_a_core_process_that_cannot_start_is_one_clear_line(state: Path, tmp_path: Path) -> None:
     """An Envoy that ends at once. Waits for the end."""
-    (tmp_path / "bin").mkdir()
-    fake = tmp_path / "bin" / "envoy"
-    fake.write_text("#!/bin/sh\necho cannot do that >&2\nexit 3\n")
-    fake.chmod(0o755)
-    command = [sys.executable, "-m", "modelplane", "up", "--server=stand-in", f"--state={state}", *ANY_PORTS]
-    with ChildProcess(command, tmp_path / "out", {"PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin"}) as stack:
+    path = program(tmp_path / "bin", "envoy", "echo cannot do that >&2; exit 3")
+    with up(state, "--server=stand-in", path=path) as stack:
         assert stack.wait(60) == 1
         log = state / "logs" / "envoy.log"
         assert stack.output.endswith(
