@@ -6,8 +6,8 @@ import os
 import socket
 from dataclasses import dataclass, field
 
-from control_plane.envoy_files import split_address
 from control_plane.resources.settings import DataPlaneSettings
+from registry.addresses import split_address
 from registry.etcd import EtcdConfig
 from registry.keys import DEFAULT_PREFIX
 

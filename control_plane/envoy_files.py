@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
+from registry.addresses import split_address
+
 _XDS_ADDRESS = "address: 127.0.0.1, port_value: 18000 } } } # xDS address"
 _XDS_ENDPOINT = f"              - endpoint: {{ address: {{ socket_address: {{ {_XDS_ADDRESS}\n"
 _ADMIN = "address: 127.0.0.1, port_value: 9901 } } # admin address"
@@ -22,17 +24,6 @@ def read_envoy_file(name: str) -> str:
     # The wheel ships the folder inside the package; in a checkout it stands beside it.
     folder = next((folder for folder in (here / "_envoy", here.parent / "envoy") if folder.is_dir()), here / "_envoy")
     return (folder / name).read_text(encoding="utf-8")
-
-
-def split_address(address: str) -> tuple[str, int]:
-    """`host:port` or `[v6]:port` in its two parts. Raises ValueError that names the address."""
-    host, colon, port = address.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
-    if not colon or not host or not port.isdecimal() or not 0 < int(port) < 65536:
-        raise ValueError(f"{address!r} is not HOST:PORT")
-    if any(character.isspace() or character in "{}[],#'\"" for character in host):
-        raise ValueError(f"{address!r} is not HOST:PORT: a host's name has no such characters")
-    return host, int(port)
 
 
 def _replace(text: str, old: str, new: str) -> str:

@@ -19,7 +19,6 @@ from grpc_health.v1._async import HealthServicer
 
 from control_plane.catalog import Catalog
 from control_plane.config import ControlPlaneConfig
-from control_plane.envoy_files import split_address
 from control_plane.http import HttpServer
 from control_plane.metrics import Metrics
 from control_plane.pipeline import Pipeline
@@ -29,6 +28,7 @@ from control_plane.xds.events import short_type
 from control_plane.xds.load_reports import LoadReportServer
 from control_plane.xds.server import SERVER_OPTIONS, XdsServer
 from control_plane.xds.table import ResourceTable, TableChange
+from registry.addresses import split_address
 from registry.etcd import EtcdClient
 from registry.follow import Connection, Snapshot, follow
 from registry.keys import Keyspace, PlaneKey
@@ -39,6 +39,8 @@ log = logging.getLogger(__name__)
 
 # A burst of changes becomes one write of this replica's record; far below what a drain's user would notice.
 _RECORD_PAUSE = 0.02
+_GOODBYE = 2.0
+"""Seconds for every stream's end to be written; an Envoy that hangs would take what its keepalive takes."""
 
 
 class AddressInUseError(OSError):
@@ -72,9 +74,8 @@ class ControlPlane:
 
     async def run(self) -> None:
         """Listen, follow the registry, serve Envoys. Raises AddressInUseError."""
-        http_host, http_port = split_address(self._config.http_listen)
         async with EtcdClient(self._config.etcd) as client, self._grpc_server():
-            with _http_server(http_host, http_port, self._metrics, self.not_ready):
+            with _http_server(self._config.http_listen, self._metrics, self.not_ready):
                 log.info("replica %s: xDS on %s", self._config.replica_name, self._config.xds_listen)
                 keys = LeasedKeys(client, self._config.lease_ttl)
                 try:
@@ -179,8 +180,12 @@ class ControlPlane:
             yield
         finally:
             await health.enter_graceful_shutdown()
-            await self._xds.close()
-            await self._loads.close()
+            try:
+                async with asyncio.timeout(_GOODBYE):
+                    await self._xds.close()
+                    await self._loads.close()
+            except TimeoutError:
+                log.warning("some Envoys do not read what they are sent; their streams are cut")
             await server.stop(grace=0.5)
 
 
@@ -201,11 +206,11 @@ def _taken(address: str, flag: str) -> AddressInUseError:
     return AddressInUseError(f"{address} can't be listened on: is something else there? Choose another with {flag}")
 
 
-def _http_server(host: str, port: int, metrics: Metrics, not_ready: Callable[[], str]) -> HttpServer:
+def _http_server(address: str, metrics: Metrics, not_ready: Callable[[], str]) -> HttpServer:
     try:
-        return HttpServer(host, port, metrics.registry, not_ready)
+        return HttpServer(*split_address(address), metrics.registry, not_ready)
     except OSError as error:
-        raise _taken(f"{host}:{port}", "--http-listen") from error
+        raise _taken(address, "--http-listen") from error
 
 
 async def serve(config: ControlPlaneConfig) -> None:

@@ -9,12 +9,14 @@ import logging
 import socket
 from collections.abc import Sequence
 
+from registry.addresses import split_address
+
 log = logging.getLogger(__name__)
 
 _RETRY = 1.0
 
 
-async def advertised_address(wanted: str | None, target_host: str, etcd_endpoints: Sequence[str]) -> str:
+async def advertised_address(wanted: str | None, target_host: str, etcd_addresses: Sequence[str]) -> str:
     """`wanted`, else the target's host; a loopback one becomes the address from which this machine reaches etcd, which
     is loopback again if etcd is here. A name that does not resolve (yet) is tried for ever."""
     if wanted:
@@ -22,13 +24,8 @@ async def advertised_address(wanted: str | None, target_host: str, etcd_endpoint
     address = await _resolve(target_host)
     if not ipaddress.ip_address(address).is_loopback:
         return address
-    host, port = _split(etcd_endpoints[0])
+    host, port = split_address(etcd_addresses[0])
     return _source_address(await _resolve(host), port) or address
-
-
-def _split(endpoint: str) -> tuple[str, int]:
-    host, _, port = endpoint.partition("://")[2].rpartition(":") if "://" in endpoint else endpoint.rpartition(":")
-    return host.strip("[]"), int(port)
 
 
 async def _resolve(host: str) -> str:

@@ -17,6 +17,7 @@ from google.protobuf.message import DecodeError, Message
 
 from monitor.pb import tfs_pb2 as tfs
 from monitor.servables import PollFailure, VersionStatus
+from registry.addresses import join_address
 from registry.records import ServableState
 
 _STATUS = "/tensorflow.serving.ModelService/GetModelStatus"
@@ -62,7 +63,7 @@ class ServerClient:
     """One model server; an async context manager. Connects at the first call."""
 
     def __init__(self, host: str, port: int) -> None:
-        self.target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        self.target = join_address(host, port)
         self._channel: grpc.aio.Channel | None = None
         self._get_status: _Method | None = None
 

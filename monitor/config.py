@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from registry.addresses import split_address
 from registry.etcd import EtcdConfig
 from registry.keys import DEFAULT_PREFIX
 
@@ -113,7 +114,10 @@ class MonitorConfig:
     def validate(self) -> None:
         """Raise ValueError that names the field and the mend."""
         if self.target:
-            split_address(self.target)
+            try:
+                split_address(self.target)
+            except ValueError as error:
+                raise ValueError(f"target: {error}; write HOST:PORT, for example 127.0.0.1:8500") from None
         for text in self.model:
             if not text.partition("=")[0]:
                 raise ValueError(f"model {text!r}: the name is empty; write NAME or NAME=BASE_PATH")
@@ -133,17 +137,3 @@ class MonitorConfig:
             value = getattr(self, name)
             if not low <= value < float("inf"):
                 raise ValueError(f"{name} {value}: must be at least {low:g}")
-
-
-def split_address(text: str) -> tuple[str, int]:
-    """Split HOST:PORT; an IPv6 address stands in brackets. Raises ValueError that says what is wrong."""
-    host, colon, port = text.rpartition(":")
-    if not colon or not host:
-        raise ValueError(f"target {text!r}: write HOST:PORT, for example 127.0.0.1:8500")
-    if not (port.isascii() and port.isdigit() and 1 <= int(port) <= 65535):
-        raise ValueError(f"target {text!r}: {port!r} is not a TCP port (1 to 65535)")
-    if host.startswith("[") and host.endswith("]"):
-        return host[1:-1], int(port)
-    if ":" in host:
-        raise ValueError(f"target {text!r}: an IPv6 address needs brackets, for example [::1]:8500")
-    return host, int(port)

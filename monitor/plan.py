@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from monitor.config import MonitorConfig, split_address
+from monitor.config import MonitorConfig
 from monitor.errors import MonitorError
 from monitor.servables import WatchedModel
 from monitor.server_flags import ServerFlags, read_flags
+from registry.addresses import split_address
 
 
 @dataclass(frozen=True, slots=True)

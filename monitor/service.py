@@ -21,6 +21,7 @@ from monitor.plan import Plan, make_plan
 from monitor.predecessor import stale_keys
 from monitor.signals import StopSignals
 from monitor.watch import Watch
+from registry.addresses import join_address
 from registry.etcd import EtcdClient
 from registry.keys import Keyspace
 from registry.leased import LeasedKeys
@@ -79,12 +80,12 @@ class _Monitor:
     async def run(self) -> int:
         config, plan = self._config, self._plan
         resolving = asyncio.create_task(
-            advertised_address(config.advertise_address, plan.host, config.etcd.endpoints), name="address"
+            advertised_address(config.advertise_address, plan.host, config.etcd.addresses), name="address"
         )
         if not await self._until_told_to_end(resolving):
             return await self._stop_child()
         address = resolving.result()
-        name = config.instance or (f"[{address}]:{plan.port}" if ":" in address else f"{address}:{plan.port}")
+        name = config.instance or join_address(address, plan.port)
         endpoint = ReadyRecord(
             ReadyState.READY, address, plan.port, plan.rest_port, zone=config.zone, capacity=config.capacity
         )

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from registry.addresses import split_address
+
 _PLAIN, _TLS = "http://", "https://"
 
 
@@ -97,6 +99,7 @@ def _address(endpoint: str) -> str:
 
 
 def _check_endpoint(endpoint: str) -> None:
-    host, _, port = _address(endpoint).rpartition(":")
-    if not host or not (port.isascii() and port.isdigit()) or not 0 < int(port) < 65536 or "/" in host:
-        raise ValueError(f"endpoints: {endpoint!r} is not HOST:PORT, like 127.0.0.1:2379")
+    try:
+        split_address(_address(endpoint))
+    except ValueError as error:
+        raise ValueError(f"endpoints: {error}; write it like 127.0.0.1:2379") from None

@@ -9,6 +9,7 @@ import pytest
 
 from monitor import address
 from monitor.address import advertised_address
+from registry.etcd import EtcdConfig
 
 HERE = ("127.0.0.1:2379",)
 
@@ -25,7 +26,7 @@ HERE = ("127.0.0.1:2379",)
     ],
 )
 async def test_what_is_advertised(wanted: str | None, target: str, etcd: tuple[str, ...], expected: str) -> None:
-    assert await advertised_address(wanted, target, etcd) == expected
+    assert await advertised_address(wanted, target, EtcdConfig(etcd).addresses) == expected
 
 
 async def test_a_server_here_and_etcd_elsewhere_is_reached_from_where_we_reach_etcd() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from monitor.config import MonitorConfig, split_address
+from monitor.config import MonitorConfig
 from monitor.errors import MonitorError
 from monitor.model_config import ModelConfigFile, parse_model_config
 from monitor.plan import Plan, make_plan
@@ -97,10 +97,6 @@ def test_mistakes(command: list[str], config: dict[str, Any], message: str) -> N
 def test_a_value_that_cannot_be_is_named(field: str, value: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         MonitorConfig(**{field: value})
-
-
-def test_ipv6_targets() -> None:
-    assert split_address("[::1]:8500") == ("::1", 8500)
 
 
 POLICIES = {
