@@ -60,6 +60,7 @@ class ControlPlane:
         )
         self._xds = XdsServer(self._table, on_change=self._stirred, settle_seconds=config.settle_time)
         self._loads = LoadReportServer(on_change=self._stirred, nodes=lambda: self._xds.expected_nodes)
+        self._health = HealthServicer()
         self._ledger = DrainLedger()
         # Found out once: it takes a look at the disk.
         self._version = version("modelplane")
@@ -96,6 +97,7 @@ class ControlPlane:
             self._publish(self._pipeline.apply(update, now))
             if isinstance(update, Snapshot):
                 self._connected = True
+                await self._health.set("", health_pb2.HealthCheckResponse.SERVING)
                 catalog = self._pipeline.catalog
                 log.info(
                     "registry read at revision %d: %d models on %d instances",
@@ -167,19 +169,18 @@ class ControlPlane:
     @asynccontextmanager
     async def _grpc_server(self) -> AsyncIterator[None]:
         server = grpc.aio.server(options=SERVER_OPTIONS)
-        health = HealthServicer()
-        health_pb2_grpc.add_HealthServicer_to_server(health, server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         server.add_generic_rpc_handlers((*self._xds.handlers(), *self._loads.handlers()))
         try:
             server.add_insecure_port(self._config.xds_listen)
         except RuntimeError as error:
             raise _taken(self._config.xds_listen, "--xds-listen") from error
+        await self._health.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
         await server.start()
-        await health.set("", health_pb2.HealthCheckResponse.SERVING)
         try:
             yield
         finally:
-            await health.enter_graceful_shutdown()
+            await self._health.enter_graceful_shutdown()
             try:
                 async with asyncio.timeout(_GOODBYE):
                     await self._xds.close()

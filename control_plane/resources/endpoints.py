@@ -34,10 +34,11 @@ _HEALTH = {
 @lru_cache(maxsize=65536)
 def _usable(address: str) -> bool:
     try:
-        ipaddress.ip_address(address)
+        parsed = ipaddress.ip_address(address)
     except ValueError:
         return False
-    return True
+    # fe80::1%eth0: the interface is another machine's.
+    return getattr(parsed, "scope_id", None) is None
 
 
 def _port(endpoint: Endpoint, protocol: Protocol) -> int:

@@ -51,14 +51,18 @@ def plane(tmp_path: Path, etcd: Etcd) -> Iterator[Plane]:
         yield plane
 
 
+async def health(plane: Plane) -> int:
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{plane.xds_port}") as channel:
+        answer = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
+    return int(answer.status)
+
+
 async def test_health_metrics_and_a_clean_end(plane: Plane, etcd: Etcd) -> None:
     await eventually(lambda: plane.get("/readyz") == (200, "ok\n"), "the registry to be read")
     assert plane.get("/healthz") == (200, "ok\n")
     assert plane.get("/nothing")[0] == 404
     assert "modelplane_registry_connected 1.0" in plane.get("/metrics")[1]
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{plane.xds_port}") as channel:
-        answer = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
-    assert answer.status == health_pb2.HealthCheckResponse.SERVING
+    assert await health(plane) == health_pb2.HealthCheckResponse.SERVING
 
     async with EtcdClient(EtcdConfig((etcd.endpoint,))) as client:
 
@@ -81,6 +85,7 @@ async def test_not_ready_says_why(tmp_path: Path) -> None:
         await eventually(lambda: "does not answer" in plane.get("/readyz")[1], "the reason")
         assert plane.get("/readyz")[0] == 503
         assert plane.get("/healthz")[0] == 200
+        assert await health(plane) == health_pb2.HealthCheckResponse.NOT_SERVING
 
 
 @pytest.mark.parametrize("flag", ["--xds-listen", "--http-listen"])

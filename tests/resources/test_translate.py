@@ -115,7 +115,8 @@ def test_a_model_without_a_name_gives_nothing() -> None:
 
 def test_an_address_that_envoy_would_refuse_costs_one_endpoint_only(caplog: pytest.LogCaptureFixture) -> None:
     named = Endpoint("by-name", "server.example", 8500)
-    message = load_assignment_message("m", (named, A), Protocol.GRPC)
+    scoped = Endpoint("link-local", "fe80::1%eth0", 8500)
+    message = load_assignment_message("m", (named, scoped, A), Protocol.GRPC)
     assert [entry.endpoint.hostname for group in message.endpoints for entry in group.lb_endpoints] == ["a"]
     assert "instance by-name left out: its address 'server.example' is no IP address" in caplog.text
 
