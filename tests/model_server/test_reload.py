@@ -1,33 +1,28 @@
 """HandleReloadConfigRequest, state sequences, labels and traps of TF Serving's tables, on real servers.
 
-Every test waits for states that GetModelStatus shows; all but the last ones share one server, each with models of its
-own, and leave the configuration empty.
+Every test waits for states that GetModelStatus shows; all share one server, each with models of its own, and leave the
+configuration empty.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
-import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import grpc
 import pytest
 from google.protobuf import text_format
 
-from model_server.messages import get_model_status_pb2, model_management_pb2
+from model_server.messages import model_management_pb2
 from tests.support import saved_models
 from tests.support.model_server import ModelServer
+from tests.support.reloading import config, error_of, follows, reach, reload, states, trace
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.scenario
-
-NAMES = {10: "START", 20: "LOADING", 30: "AVAILABLE", 40: "UNLOADING", 50: "END"}
 
 
 @pytest.fixture(scope="module")
@@ -43,82 +38,6 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelServer]:
 def server(shared: ModelServer) -> Iterator[ModelServer]:
     yield shared
     reload(shared)
-
-
-def config(name: str, base: Path | str, policy: str = "", *, labels: str = "", platform: str = "tensorflow") -> str:
-    """One ModelConfig; `policy` "1 2" is specific versions, "-" none at all; `labels` "stable=1 canary=2"."""
-    versions = " ".join(f"versions: {version}" for version in policy.split() if version != "-")
-    parts = [f'name: "{name}" base_path: "{base}"', f'model_platform: "{platform}"' if platform else ""]
-    parts += [f"model_version_policy {{ specific {{ {versions} }} }}" if policy else ""]
-    parts += [
-        f'version_labels {{ key: "{label.split("=")[0]}" value: {label.split("=")[1]} }}' for label in labels.split()
-    ]
-    return f"config {{ {' '.join(parts)} }}"
-
-
-def reload(server: ModelServer, *configs: str, timeout: float = 20) -> None:
-    request = model_management_pb2.ReloadConfigRequest()
-    text_format.Parse(f"config {{ model_config_list {{ {' '.join(configs)} }} }}", request)
-    response = server.models.HandleReloadConfigRequest(request, timeout=timeout)
-    assert response.HasField("status")
-    assert response.status.error_code == 0
-
-
-def states(server: ModelServer, model: str) -> str:
-    """`2=AVAILABLE 1=END(15:…)`, newest first; empty for NOT_FOUND."""
-    request = get_model_status_pb2.GetModelStatusRequest()
-    request.model_spec.name = model
-    try:
-        response = server.models.GetModelStatus(request, timeout=5)
-    except grpc.RpcError as error:
-        if error.code() is not grpc.StatusCode.NOT_FOUND:
-            raise
-        return ""
-    return " ".join(
-        f"{one.version}={NAMES[one.state]}"
-        + (f"({one.status.error_code}:{one.status.error_message})" if one.status.error_code else "")
-        for one in response.model_version_status
-    )
-
-
-async def reach(server: ModelServer, model: str, wanted: str) -> None:
-    await eventually(lambda: states(server, model) == wanted, f"{model} {wanted}")
-
-
-@contextlib.contextmanager
-def trace(server: ModelServer, model: str, every: float = 0.005) -> Iterator[list[str]]:
-    """Collect the distinct states in a row, as a monitor that polls every 5 ms sees them."""
-    seen: list[str] = []
-    stop = threading.Event()
-
-    def poll() -> None:
-        while not stop.wait(every):
-            now = states(server, model)
-            if not seen or seen[-1] != now:
-                seen.append(now)
-
-    thread = threading.Thread(target=poll)
-    thread.start()
-    try:
-        yield seen
-    finally:
-        stop.set()
-        thread.join()
-
-
-def follows(seen: Sequence[str], *sequence: str) -> None:
-    """`seen` is `sequence`, of which those that start with `?` are so short that a busy machine may miss them."""
-    rest = iter(one.removeprefix("?") for one in sequence)
-    strange = [one for one in seen if one not in rest]
-    assert not strange, f"{strange} not, or not in this order, expected in {list(seen)}"
-    missed = [one for one in sequence if not one.startswith("?") and one not in seen]
-    assert not missed, f"{missed} not in {list(seen)}"
-
-
-def error_of(call: Callable[[], Any]) -> tuple[str, str]:
-    with pytest.raises(grpc.RpcError) as caught:
-        call()
-    return caught.value.code().name, caught.value.details()
 
 
 def test_new_model_is_answered_when_its_newest_version_is_available(server: ModelServer, tmp_path: Path) -> None:
@@ -370,79 +289,6 @@ async def test_missing_path_freezes_everything_until_it_appears(server: ModelSer
     await reach(server, "frozen", "2=AVAILABLE 1=AVAILABLE")
     # The first reload is over when `absent` is there; then the second, long given up, drops it.
     await reach(server, "absent", "1=END")
-
-
-async def test_file_wins_over_reloads(tmp_path: Path) -> None:
-    """Its own server, with a config file that is polled every second and labels for versions not loaded."""
-    saved_models.half_plus_two(tmp_path / "hpt")
-    saved_models.half_plus_two(tmp_path / "other")
-    file = tmp_path / "config"
-
-    def write(text: str) -> None:
-        (tmp_path / "new").write_text(text)
-        (tmp_path / "new").replace(file)
-
-    mine = config("hpt", tmp_path / "hpt", labels="future=7")
-    write(f"model_config_list {{ {mine} }}")
-    flags = ["--model_config_file_poll_wait_seconds=1", "--allow_version_labels_for_unavailable_models=true"]
-    with ModelServer(tmp_path / "log", f"--model_config_file={file}", *flags) as server:
-        request = saved_models.predict_request("hpt", [1.0])
-        request.model_spec.version_label = "future"
-        assert error_of(lambda: server.predictions.Predict(request, timeout=10)) == (
-            "NOT_FOUND",
-            "Servable not found for request: Specific(hpt, 7)",
-        )
-        # Moving a label is refused even with the flag.
-        moved = config("hpt", tmp_path / "hpt", labels="future=8")
-        assert error_of(lambda: reload(server, moved))[0] == "FAILED_PRECONDITION"
-        write(f"model_config_list {{ {config('hpt', tmp_path / 'hpt')} }}")
-        reload(server, config("hpt", tmp_path / "hpt"), config("other", tmp_path / "other"))
-        await reach(server, "other", "1=END")
-        for spoilt in ("garbage {", "", None):
-            before = server.child.output.count("Failed to read ModelServerConfig file")
-            if spoilt is None:
-                file.unlink()
-            else:
-                write(spoilt)
-            await eventually(
-                lambda n=before: server.child.output.count("Failed to read ModelServerConfig file") > n,
-                f"a complaint about {spoilt!r}",
-            )
-            assert server.predict("hpt", 1) == 2.5
-        write("model_config_list { }")
-        await reach(server, "hpt", "1=END")
-
-
-async def test_load_threads_and_a_single_poll(tmp_path: Path) -> None:
-    """Two servers at once: with load threads a broken version's retries hold up nobody; with a poll wait of 0 a new
-    version is never seen."""
-    saved_models.half_plus_two(tmp_path / "start")
-    (tmp_path / "config").write_text(f"model_config_list {{ {config('start', tmp_path / 'start')} }}")
-    args = [f"--model_config_file={tmp_path / 'config'}", "--max_num_load_retries=3"]
-    with contextlib.ExitStack() as stack:
-        parallel = stack.enter_context(
-            ModelServer(
-                tmp_path / "log",
-                *(*args, "--load_retry_interval_micros=3000000", "--num_load_threads=4"),
-            )
-        )
-        once = stack.enter_context(ModelServer(tmp_path / "log2", *args, "--file_system_poll_wait_seconds=0"))
-        folder = saved_models.corrupt(tmp_path / "broken")
-        saved_models.half_plus_two(tmp_path / "good")
-        models = [config(name, tmp_path / name) for name in ("start", "broken", "good")]
-        assert error_of(lambda: reload(parallel, *models, timeout=3))[0] == "DEADLINE_EXCEEDED"
-        assert states(parallel, "broken") == "1=LOADING"
-        assert states(parallel, "good") == "1=AVAILABLE"
-        saved_models.half_plus_two(tmp_path / "start", 2)
-        await reach(parallel, "start", "2=AVAILABLE 1=END")
-        # No longer wanted, it isn't tried again after the wait that it is in.
-        folder.rename(tmp_path / "away")
-        await reach(parallel, "broken", f"1=END(15:Can't parse {folder}/saved_model.pb as binary proto)")
-        assert parallel.child.output.count("load failed") < 4
-        assert error_of(lambda: reload(once, models[2], timeout=2))[0] == "DEADLINE_EXCEEDED"
-        assert states(once, "good") == ""
-        # Dropped by that reload, which needs no poll.
-        assert states(once, "start") == "1=END"
 
 
 async def test_warmup_is_replayed_before_available(server: ModelServer, tmp_path: Path) -> None:
