@@ -23,6 +23,7 @@ from control_plane.http import HttpServer
 from control_plane.metrics import Metrics
 from control_plane.pipeline import Pipeline
 from control_plane.replica import DrainLedger, requests_in_flight
+from control_plane.resources.resource import CLUSTER, CLUSTER_LOAD_ASSIGNMENT, EXTENSION_CONFIG, LISTENER
 from control_plane.suspects import SuspectPolicy
 from control_plane.xds.events import short_type
 from control_plane.xds.load_reports import LoadReportServer
@@ -39,6 +40,8 @@ log = logging.getLogger(__name__)
 
 # A burst of changes becomes one write of this replica's record; far below what a drain's user would notice.
 _RECORD_PAUSE = 0.02
+# Named, because a type of which the last resource went is no longer among the table's: its gauge must go to 0.
+_COUNTED = (LISTENER, EXTENSION_CONFIG, CLUSTER, CLUSTER_LOAD_ASSIGNMENT)
 _GOODBYE = 2.0
 """Seconds for every stream's end to be written; an Envoy that hangs would take what its keepalive takes."""
 
@@ -162,7 +165,7 @@ class ControlPlane:
         metrics.suspects.set(len(catalog.suspects))
         metrics.draining.set(len(catalog.draining))
         metrics.envoys.set(len(self._xds.nodes))
-        for type_url in self._table.types():
+        for type_url in _COUNTED:
             metrics.resources.labels(short_type(type_url)).set(len(self._table.entries(type_url)))
         metrics.streams(self._xds.totals())
 

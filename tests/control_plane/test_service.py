@@ -16,6 +16,8 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from registry.etcd import EtcdClient, EtcdConfig
+from registry.keys import InstanceKey, Keyspace, ReadyKey
+from registry.records import ReadyRecord, ReadyState, encode_ready
 from tests.support.etcd import Etcd
 from tests.support.processes import ChildProcess, free_port, wait_for_port
 from tests.support.waiting import eventually
@@ -71,6 +73,13 @@ async def test_health_metrics_and_a_clean_end(plane: Plane, etcd: Etcd) -> None:
             return entry is not None and json.loads(entry.value)["envoys"] == 0
 
         await eventually(own_record, "the replica's own record")
+        ready = Keyspace().make(ReadyKey("m", 1, "i"))
+        await client.put(ready, encode_ready(ReadyRecord(ReadyState.READY, "10.0.0.1", 8500)))
+        clusters = 'modelplane_resources{type="CDS"}'
+        await eventually(lambda: f"{clusters} 2.0" in plane.get("/metrics")[1], "the clusters of a model")
+        await client.put(Keyspace().make(InstanceKey("i")), b"{}")
+        await client.delete(ready)
+        await eventually(lambda: f"{clusters} 0.0" in plane.get("/metrics")[1], "their end")
         plane.child.send(signal.SIGTERM)
         assert plane.child.wait() == 0
         assert await client.get("/modelplane/planes/p") is None
