@@ -63,7 +63,7 @@ def changes(before: Picture, after: Picture) -> list[str]:
     lines: list[str] = []
     if before.connected != after.connected and before.revision:
         lines.append("the registry (etcd) is back" if after.connected else "the registry (etcd) can't be reached")
-    for name in before.instances.keys() | after.instances.keys():
+    for name in sorted(before.instances.keys() | after.instances.keys()):
         old, new = before.instances.get(name), after.instances.get(name)
         if new is None:
             lines.append(f"{name}: gone from the registry")

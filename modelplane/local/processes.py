@@ -112,11 +112,6 @@ class Children:
         """Who has been told to end and hasn't."""
         return self._supervisor.waiting_for
 
-    @property
-    def pids(self) -> Mapping[str, int]:
-        """The running children's process ids."""
-        return {name: process.pid for name, process in self._processes.items()}
-
     def add(self, program: Program) -> None:
         """Start a child and keep it running."""
         self._programs[program.name] = program

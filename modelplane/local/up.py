@@ -12,6 +12,7 @@ import shlex
 import signal
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from urllib.parse import quote
 
 from control_plane.envoy_files import render_bootstrap
 from modelplane.errors import INTERRUPTED, UserError
@@ -264,7 +265,7 @@ class LocalStack:
                 "",
                 "Point any TensorFlow Serving client here:",
                 f"  gRPC      {self._client_address('grpc')}",
-                f"  REST      http://{self._client_address('rest')}/v1/models/{self._models[0].name}",
+                f"  REST      http://{self._client_address('rest')}/v1/models/{quote(self._models[0].name, safe='')}",
                 "Look inside:",
                 f"  fleet     {programs.shown_binary('modelplane')} status{state}",
                 f"  metrics   http://127.0.0.1:{self._ports['http']}/metrics",
@@ -348,13 +349,12 @@ class LocalStack:
             tail = f": {ended.tail[-1]}" if ended.tail else ""
             self._fatal = UserError(f"{ended.name} {ended.how}{tail} (log: {ended.log})")
             return
-        self._screen.lines(
-            [
-                f"{time.strftime('%H:%M:%S')} {ended.name} {ended.how}; it is started again in {ended.restart_in:g} s. "
-                f"The end of {programs.shown_path(ended.log)}:",
-                *(f"    {line}" for line in ended.tail),
-            ]
-        )
+        said = f"{time.strftime('%H:%M:%S')} {ended.name} {ended.how}; it is started again in {ended.restart_in:g} s"
+        log = programs.shown_path(ended.log)
+        if ended.tail:
+            self._screen.lines([f"{said}. The end of {log}:", *(f"    {line}" for line in ended.tail)])
+        else:
+            self._screen.line(f"{said} (log: {log})")
 
     @property
     def _reachable(self) -> str:

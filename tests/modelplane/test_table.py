@@ -95,6 +95,12 @@ def test_a_lost_registry_is_said_and_the_last_picture_stays() -> None:
     assert "digits  1        yes     ready on tfs-0" in lines
 
 
+def test_changes_are_told_in_the_order_of_names() -> None:
+    names = [f"tfs-{number}" for number in range(10)]
+    picture = fleet(*(instance(name) for name in reversed(names))).picture(5.0)
+    assert changes(Picture(), picture) == [f"{name}: serving" for name in names]
+
+
 def test_changes_are_told_one_by_one() -> None:
     made = fleet(
         instance("tfs-0", Servable("digits", 2, ServableState.LOADING)), ready("digits", 2, "tfs-0", ReadyState.LOADING)
