@@ -107,7 +107,8 @@ def _loader(flags: Flags) -> Any:
         if flags.enable_model_warmup:
             try:
                 model.warm_up(path, inference.replay, flags.num_request_iterations_for_warmup)
-            except ServingError:
+            except Exception:
+                # Whatever a record did: each of the retries to come would keep a session more.
                 model.close()
                 raise
         return model
