@@ -9,6 +9,7 @@ import time
 import urllib.request
 from pathlib import Path
 
+import grpc
 import pytest
 
 from registry.keys import ReadyKey
@@ -104,6 +105,22 @@ async def test_etcd_killed_and_restarted_empty(stack: Stack, models: dict[str, P
     load.assert_all_ok(at_least=200)
 
 
+async def test_etcd_restored_from_an_old_backup(stack: Stack, models: dict[str, Path]) -> None:
+    """The backup is from before the second instance came and knows a lease that has long run out. Waits for every key
+    to be back within one lease time."""
+    await start(stack, models, "a")
+    backup = stack.folder / "backup.db"
+    stack.etcd.backup(backup)
+    await start(stack, models, "b")
+    async with Load(stack.grpc, REQUEST, rest=0.02) as load:
+        await load.more(50)
+        stack.etcd.kill()
+        stack.etcd.restart_from(backup)
+        await all_back(stack, "ab")
+        await load.more(100)
+    load.assert_all_ok(at_least=200)
+
+
 async def all_back(stack: Stack, names: str) -> None:
     """Every readiness key is there again, on a lease that lives on, within one lease time."""
     returned = time.monotonic()
@@ -167,3 +184,19 @@ async def test_a_killed_monitor_is_not_noticed_by_clients(stack: Stack, models: 
         await load.more(50)
     os.kill(server, signal.SIGKILL)
     load.assert_all_ok(at_least=300)
+
+
+async def test_envoy_restarted_opens_its_port_with_everything_known(stack: Stack, models: dict[str, Path]) -> None:
+    """Clients see the refused connection of a proxy that is gone, never the NOT_FOUND of one that knows nothing yet.
+    Waits for the new Envoy to answer."""
+    await start(stack, models, "ab")
+    async with Load(stack.grpc, REQUEST, rest=0.002) as load:
+        await load.more(100)
+        stack.envoy.child.kill()
+        stack.start_envoy()
+        await stack.envoy.ready()
+        await eventually(lambda: load.outcomes[-1].code is grpc.StatusCode.OK, "the first answer")
+        await load.more(100)
+    assert {outcome.code for outcome in load.failures} <= {grpc.StatusCode.UNAVAILABLE}
+    assert not [outcome for outcome in load.failures if "No instance" in outcome.details]
+    assert all(outcome.code is grpc.StatusCode.OK for outcome in load.outcomes[-100:])
