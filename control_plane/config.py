@@ -39,6 +39,14 @@ class ControlPlaneConfig:
             "metavar": "SECONDS",
         },
     )
+    empty_registry_grace: float = field(
+        default=10.0,
+        metadata={
+            "help": "after a start with a registry that holds no instance, wait this long for monitors to register "
+            "(again) before Envoys are told so; 0 for a fleet that starts from nothing",
+            "metavar": "SECONDS",
+        },
+    )
     settle_time: float = field(
         default=3.0,
         metadata={
@@ -54,7 +62,12 @@ class ControlPlaneConfig:
                 split_address(getattr(self, name))
             except ValueError as error:
                 raise ValueError(f"{name}: {error}, for example 0.0.0.0:18000") from None
-        for name, low in (("lease_ttl", 2.0), ("lost_lease_grace", 0.0), ("settle_time", 0.0)):
+        for name, low in (
+            ("lease_ttl", 2.0),
+            ("lost_lease_grace", 0.0),
+            ("empty_registry_grace", 0.0),
+            ("settle_time", 0.0),
+        ):
             if not low <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name}: {getattr(self, name)} is not possible; give at least {low:g} seconds")
 

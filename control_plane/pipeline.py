@@ -21,24 +21,41 @@ from registry.follow import Changes, Connection, Snapshot
 class Pipeline:
     """Owns the catalog and the table. Not for threads."""
 
-    def __init__(self, catalog: Catalog, table: ResourceTable, settings: DataPlaneSettings) -> None:
+    def __init__(
+        self, catalog: Catalog, table: ResourceTable, settings: DataPlaneSettings, *, empty_grace: float = 0.0
+    ) -> None:
+        """`empty_grace`: seconds for which a registry without a single instance is not believed at the start. It may
+        have lost its data just now, and Envoys that know better would be told to forget everything."""
         self.catalog = catalog
         self.table = table
         self._settings = settings
         self._names: dict[str, frozenset[tuple[str, str]]] = {}
         self._pins: dict[str, int] = {}
         self._fleet_is_stale = True
+        self._empty_grace = empty_grace
+        self._empty_until: float | None = None
 
     def apply(self, update: Snapshot | Changes | Connection, now: float) -> TableChange:
         """Take in a registry update. `now` in monotonic seconds."""
         change = self._translate(self.catalog.apply(update, now))
         if isinstance(update, Snapshot):
-            self.table.mark_ready()
+            if self.catalog.instances or not self._empty_grace:
+                self.table.mark_ready()
+            else:
+                self._empty_until = now + self._empty_grace
         return change
 
     def expire(self, now: float) -> TableChange:
         """Give up what has been in doubt for too long."""
+        if self._empty_until is not None and now >= self._empty_until:
+            self._empty_until = None
+            self.table.mark_ready()
         return self._translate(self.catalog.expire(now))
+
+    def next_deadline(self, now: float) -> float | None:
+        """When to call `expire` next; None if nothing is in doubt."""
+        times = (self.catalog.next_deadline(now), self._empty_until)
+        return min((time for time in times if time is not None), default=None)
 
     def draining_clusters(self) -> frozenset[str]:
         """The clusters with a draining endpoint: those whose requests in flight are to be watched."""

@@ -59,7 +59,10 @@ class ControlPlane:
         self._metrics = Metrics()
         self._table = ResourceTable()
         self._pipeline = Pipeline(
-            Catalog(self._keyspace, SuspectPolicy(grace=config.lost_lease_grace)), self._table, config.data_plane
+            Catalog(self._keyspace, SuspectPolicy(grace=config.lost_lease_grace)),
+            self._table,
+            config.data_plane,
+            empty_grace=config.empty_registry_grace,
         )
         self._xds = XdsServer(self._table, on_change=self._stirred, settle_seconds=config.settle_time)
         self._loads = LoadReportServer(on_change=self._stirred, nodes=lambda: self._xds.expected_nodes)
@@ -100,13 +103,21 @@ class ControlPlane:
             self._publish(self._pipeline.apply(update, now))
             if isinstance(update, Snapshot):
                 self._connected = True
-                await self._health.set("", health_pb2.HealthCheckResponse.SERVING)
+                await self._say_ready()
                 catalog = self._pipeline.catalog
                 log.info(
                     "registry read at revision %d: %d models on %d instances",
                     update.revision, len(catalog.models), len(catalog.instances),
                 )  # fmt: skip
+                if not self._table.ready:
+                    grace = self._config.empty_registry_grace
+                    self._trouble = f"the registry holds no instance; monitors have {grace:g} s to register"
+                    log.warning("%s before Envoys are told so", self._trouble)
             self._timers.set()
+
+    async def _say_ready(self) -> None:
+        if self._table.ready:
+            await self._health.set("", health_pb2.HealthCheckResponse.SERVING)
 
     def _connection_changed(self, update: Connection) -> None:
         self._connected = update.connected
@@ -119,13 +130,14 @@ class ControlPlane:
     async def _expire(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            deadline = self._pipeline.catalog.next_deadline(loop.time())
+            deadline = self._pipeline.next_deadline(loop.time())
             self._timers.clear()
             try:
                 async with asyncio.timeout_at(deadline):
                     await self._timers.wait()
             except TimeoutError:
                 self._publish(self._pipeline.expire(loop.time()))
+                await self._say_ready()
 
     def _publish(self, change: TableChange) -> None:
         self._ledger.update(self._pipeline.catalog.draining, self._pipeline.catalog.revision)

@@ -103,6 +103,8 @@ def control_plane(shared: Shared, ports: Mapping[str, int], listen: str) -> list
         *("--listen-address", listen, "--grpc-port", str(ports["grpc"]), "--rest-port", str(ports["rest"])),
         # Two Envoys must not share a port in silence when several stacks run.
         "--no-reuse-port",
+        # This fleet starts from nothing.
+        *("--empty-registry-grace", "0"),
     )
 
 

@@ -58,6 +58,25 @@ def test_an_empty_registry_still_has_listeners_and_routers() -> None:
     assert touched(feed.first, EXTENSION_CONFIG) == ["model_router_grpc", "model_router_rest"]
 
 
+def test_an_empty_registry_is_not_believed_at_once() -> None:
+    table = ResourceTable()
+    pipeline = Pipeline(Catalog(SPACE), table, DataPlaneSettings(), empty_grace=10.0)
+    pipeline.apply(Snapshot(1, {}), 100.0)
+    assert (table.ready, pipeline.next_deadline(100.0)) == (False, 110.0)
+    pipeline.apply(Changes(2, entries("m", 1, "a"), frozenset()), 105.0)
+    pipeline.expire(109.9)
+    assert not table.ready, "the others may be on their way too"
+    pipeline.expire(110.0)
+    assert (table.ready, pipeline.next_deadline(110.0)) == (True, None)
+
+
+def test_a_registry_with_an_instance_is_believed_at_once() -> None:
+    table = ResourceTable()
+    pipeline = Pipeline(Catalog(SPACE), table, DataPlaneSettings(), empty_grace=10.0)
+    pipeline.apply(Snapshot(1, entries("m", 1, "a")), 100.0)
+    assert table.ready
+
+
 def test_an_endpoint_touches_its_own_models_assignments_only() -> None:
     feed = Feed()
     feed.put(entries("m", 1, "a"), entries("other", 1, "a"))

@@ -47,7 +47,7 @@ class Plane:
 
 @pytest.fixture
 def plane(tmp_path: Path, etcd: Etcd) -> Iterator[Plane]:
-    plane = Plane(tmp_path, etcd.endpoint)
+    plane = Plane(tmp_path, etcd.endpoint, "--empty-registry-grace", "2")
     with plane.child:
         wait_for_port(plane.http_port, plane.child)
         yield plane
@@ -60,7 +60,8 @@ async def health(plane: Plane) -> int:
 
 
 async def test_health_metrics_and_a_clean_end(plane: Plane, etcd: Etcd) -> None:
-    await eventually(lambda: plane.get("/readyz") == (200, "ok\n"), "the registry to be read")
+    await eventually(lambda: "holds no instance" in plane.get("/readyz")[1], "the empty registry to be doubted")
+    await eventually(lambda: plane.get("/readyz") == (200, "ok\n"), "the registry to be believed")
     assert plane.get("/healthz") == (200, "ok\n")
     assert plane.get("/nothing")[0] == 404
     assert "modelplane_registry_connected 1.0" in plane.get("/metrics")[1]

@@ -151,6 +151,23 @@ async def test_the_control_plane_killed_and_restarted(stack: Stack, models: dict
     assert metric(stack, "modelplane_xds_removed_total") == 0
 
 
+async def test_etcd_wiped_while_the_control_plane_restarts(stack: Stack, models: dict[str, Path]) -> None:
+    """The new control plane finds an empty registry and an Envoy that knows better. Waits until it has believed the
+    registry, and every key is back."""
+    await start(stack, models, "ab")
+    async with Load(stack.grpc, REQUEST, rest=0.01) as load:
+        await load.more(50)
+        stack.plane.kill()
+        stack.etcd.kill()
+        stack.etcd.restart(empty=True)
+        stack.start_plane()
+        await eventually(lambda: metric(stack, "modelplane_envoys") == 1, "Envoy to be served")
+        await stack.until_ready(*keys("ab"))
+        await load.more(100)
+    load.assert_all_ok(at_least=200)
+    assert metric(stack, "modelplane_xds_removed_total") == 0
+
+
 async def test_sigterm_to_a_monitor_under_load_of_slow_requests(stack: Stack, tmp_path: Path) -> None:
     """Requests of 300 ms on both instances; one is told to stop. Waits for its monitor to end by itself."""
     base = tmp_path / "models" / "slow"

@@ -80,7 +80,8 @@ class Stack:
         self._closers: list[Callable[[], object]] = []
         self.etcd = Etcd(folder)
         self._closers.append(self.etcd.close)
-        self.plane = self.start_plane()
+        # This fleet starts from nothing; a control plane that is started again has the default's patience.
+        self.plane = self.start_plane("--empty-registry-grace", "0")
         self.envoy = self.start_envoy()
 
     @property
@@ -91,7 +92,7 @@ class Stack:
     def rest(self) -> str:
         return f"http://127.0.0.1:{self.rest_port}"
 
-    def start_plane(self) -> ChildProcess:
+    def start_plane(self, *flags: str) -> ChildProcess:
         child = ChildProcess(
             [
                 *_MODELPLANE,
@@ -104,6 +105,7 @@ class Stack:
                 *("--grpc-port", str(self.grpc_port)),
                 *("--rest-port", str(self.rest_port)),
                 "--no-reuse-port",
+                *flags,
             ],
             self.folder / "control-plane.log",
         )
