@@ -152,15 +152,22 @@ async def test_the_control_plane_killed_and_restarted(stack: Stack, models: dict
 
 
 async def test_etcd_wiped_while_the_control_plane_restarts(stack: Stack, models: dict[str, Path]) -> None:
-    """The new control plane finds an empty registry and an Envoy that knows better. Waits until it has believed the
-    registry, and every key is back."""
+    """The new control plane finds an empty registry and an Envoy that knows better; the monitors are held up until it
+    has read it. Waits until it serves Envoy, and every key is back."""
     await start(stack, models, "ab")
     async with Load(stack.grpc, REQUEST, rest=0.01) as load:
         await load.more(50)
+        for instance in stack.instances.values():
+            instance.monitor.freeze()
         stack.plane.kill()
         stack.etcd.kill()
         stack.etcd.restart(empty=True)
+        read = stack.plane.output.count("registry read")
         stack.start_plane()
+        await eventually(lambda: stack.plane.output.count("registry read") > read, "the empty registry to be read")
+        await load.more(100)
+        for instance in stack.instances.values():
+            instance.monitor.thaw()
         await eventually(lambda: metric(stack, "modelplane_envoys") == 1, "Envoy to be served")
         await stack.until_ready(*keys("ab"))
         await load.more(100)
