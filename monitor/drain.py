@@ -40,6 +40,7 @@ class DrainWait:
         self._planes: dict[str, PlaneRecord | None] = {}
         self._gone: dict[str, float] = {}
         self._most_envoys = 0
+        self._doubted_until: float | None = None
         self.listed = False
         """Whether the list of replicas has been read; before that nobody can be known to be waited for."""
 
@@ -55,6 +56,7 @@ class DrainWait:
         for raw, value in puts.items():
             if isinstance(key := self._keyspace.parse(raw), PlaneKey):
                 self._gone.pop(key.replica, None)
+                self._doubted_until = None
                 try:
                     self._planes[key.replica] = decode_plane(value)
                 except RecordError:
@@ -62,10 +64,17 @@ class DrainWait:
                     self._planes[key.replica] = None
         self._most_envoys = max(self._most_envoys, self._envoys())
 
+    def doubt(self, now: float) -> None:
+        """etcd has forgotten this drain: it was wiped or restored, and may have forgotten the control planes too. That it
+        lists none is no news until they had their time to register again."""
+        self._doubted_until = now + RETURN
+
     def waiting(self) -> tuple[str, ...]:
         """Who is waited for and why, one phrase each; empty: the server may be stopped."""
         if not self.listed:
             return ("etcd, for the list of control planes",)
+        if self._doubted_until is not None and not self._planes:
+            return ("the control planes, to register again in an etcd that lost its data",)
         reasons = [(replica, self._reason(plane)) for replica, plane in sorted(self._planes.items())]
         if (missing := self._most_envoys - self._envoys()) > 0:
             reasons += [
@@ -77,10 +86,13 @@ class DrainWait:
     def give_up(self, now: float) -> None:
         """Forget the replicas that had their time."""
         self._gone = {replica: until for replica, until in self._gone.items() if now < until}
+        if self._doubted_until is not None and now >= self._doubted_until:
+            self._doubted_until = None
 
     def next_deadline(self) -> float | None:
         """When to call `give_up` if nothing else happens; None: no need."""
-        return min(self._gone.values(), default=None)
+        doubted = () if self._doubted_until is None else (self._doubted_until,)
+        return min((*self._gone.values(), *doubted), default=None)
 
     def _envoys(self) -> int:
         return sum(plane.envoys for plane in self._planes.values() if plane is not None)
@@ -133,7 +145,9 @@ class Drain:
         async with aclosing(following) as updates:
             async for update in updates:
                 match update:
-                    case Snapshot(entries=entries):
+                    case Snapshot(revision=revision, entries=entries):
+                        if revision < wait.revision:
+                            wait.doubt(clock())
                         wait.apply(entries, (), clock())
                     case Changes(puts=puts, deletes=deletes):
                         wait.revision = await self._leased.flush()

@@ -39,6 +39,27 @@ def test_no_control_plane_nothing_to_wait_for() -> None:
     assert wait_for().waiting() == ()
 
 
+def test_an_etcd_that_forgot_the_drain_is_not_believed_that_there_is_no_control_plane() -> None:
+    wait = DrainWait("i", REVISION, KEYS)
+    wait.doubt(5.0)
+    wait.apply({}, (), 5.0)
+    assert "register again" in wait.waiting()[0]
+    assert wait.next_deadline() == 5.0 + RETURN
+    wait.apply({key("a"): encode_plane(PlaneRecord(3, envoys=1))}, (), 6.0)
+    wait.revision = 2
+    assert wait.waiting() == ("control plane a: its Envoys have not reported their load yet",)
+    wait.apply({key("a"): encode_plane(PlaneRecord(4, envoys=1, draining={"i": 0}))}, (), 7.0)
+    assert wait.waiting() == ()
+
+
+def test_but_not_for_ever() -> None:
+    wait = DrainWait("i", REVISION, KEYS)
+    wait.doubt(5.0)
+    wait.apply({}, (), 5.0)
+    wait.give_up(5.0 + RETURN)
+    assert (wait.waiting(), wait.next_deadline()) == ((), None)
+
+
 @pytest.mark.parametrize(
     ("plane", "reason"),
     [
