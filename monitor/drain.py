@@ -65,8 +65,8 @@ class DrainWait:
         self._most_envoys = max(self._most_envoys, self._envoys())
 
     def doubt(self, now: float) -> None:
-        """etcd has forgotten this drain: it was wiped or restored, and may have forgotten the control planes too. That it
-        lists none is no news until they had their time to register again."""
+        """etcd lost its data during this drain, or just before, and so maybe the control planes' records: that it lists
+        none is no news until they had their time to register again."""
         self._doubted_until = now + RETURN
 
     def waiting(self) -> tuple[str, ...]:
@@ -127,6 +127,9 @@ class Drain:
     async def run(self) -> None:
         """Returns when it is complete; as long as etcd is away it is not. Bound it by cancellation."""
         self._wait = wait = DrainWait(self._instance, await self._leased.flush(), self._keyspace)
+        now = asyncio.get_running_loop().time()
+        if self._leased.regranted_at is not None and now < self._leased.regranted_at + RETURN:
+            wait.doubt(now)
         moved = asyncio.Event()
         async with asyncio.TaskGroup() as tasks:
             following = tasks.create_task(self._follow(wait, moved), name="control planes")

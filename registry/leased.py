@@ -47,6 +47,14 @@ class LeasedKeys:
         self._acting = asyncio.Lock()
         self._closed = False
         self._trouble = ""
+        self._granted = False
+        self._regranted_at: float | None = None
+
+    @property
+    def regranted_at(self) -> float | None:
+        """When, in monotonic seconds, a lease was last granted in place of a lost one; None: that never happened. etcd
+        may have lost other writers' keys then too."""
+        return self._regranted_at
 
     @property
     def held(self) -> bool:
@@ -129,6 +137,7 @@ class LeasedKeys:
         match action:
             case Grant(ttl):
                 machine.granted(sent, await self._client.grant(ttl, timeout=self._timeout))
+                self._regranted_at, self._granted = (sent if self._granted else None), True
             case Renew(lease):
                 machine.renewed(sent, await self._client.keep_alive(lease, timeout=self._timeout))
             case Write(lease, changes):
