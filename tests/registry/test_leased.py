@@ -128,10 +128,14 @@ async def test_a_lost_lease_is_noticed_by_the_next_write(client: EtcdClient) -> 
         await keys.flush()
         entry = await client.get(PREFIX + "a")
         assert entry is not None
+        assert keys.regranted_at is None, "the first lease is no replacement"
+        before = time.monotonic()
         await client.revoke(entry.lease)
         keys.set({PREFIX + "b": b"1"})
         await keys.flush()
         assert await stored(client) == {"a": b"1", "b": b"1"}
+        assert keys.regranted_at is not None
+        assert before <= keys.regranted_at <= time.monotonic()
 
 
 async def test_keys_deleted_or_changed_by_hand_are_repaired(client: EtcdClient) -> None:
