@@ -101,13 +101,12 @@ class Catalog:
         touched: set[str] = set()
         for instance in self._suspects.believed(now, present=len(self._instances)):
             for key in sorted(self._suspect_keys[instance], key=lambda key: (key.model, key.version)):
-                if self._has_other_endpoint(key):
+                spare = self._has_other_endpoint(key)
+                if spare:
                     log.info("model %s version %d on %s: lease lost, given up", key.model, key.version, instance)
-                    self._drop(key)
-                    touched.add(key.model)
-                elif instance in self._instances or self._is_draining(key):
-                    # It came back and did not register this one again: that is its word, not a lost lease. And what
-                    # drains was kept for the sake of its requests in flight only.
+                # An instance that came back and did not register this one again has given its word, which is more than
+                # a lost lease. And what drains was kept for the sake of its requests in flight only.
+                if spare or instance in self._instances or self._is_draining(key):
                     self._drop(key)
                     touched.add(key.model)
         return self._rebuild(touched)

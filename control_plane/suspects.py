@@ -35,12 +35,6 @@ class Suspects:
     _since: dict[str, float] = field(default_factory=dict)
     _connected: bool = True
 
-    def __contains__(self, instance: str) -> bool:
-        return instance in self._due
-
-    def __len__(self) -> int:
-        return len(self._due)
-
     def lost(self, instance: str, now: float) -> None:
         """Its lease is gone."""
         self._since.setdefault(instance, now)

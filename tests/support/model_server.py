@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -76,7 +77,7 @@ class ModelServer:
         self.child.__exit__(kind, error, trace)
 
 
-def model_config(models: dict[str, Path], policy: str = "") -> str:
+def model_config(models: Mapping[str, Path], policy: str = "") -> str:
     """A ModelServerConfig in text format."""
     chosen = f"model_version_policy {{ {policy} }}" if policy else ""
     rows = [

@@ -18,6 +18,7 @@ from registry.keys import InstanceKey, Keyspace, PlaneKey, ReadyKey
 from registry.records import InstanceRecord, PlaneRecord, ReadyRecord, decode_instance, decode_plane, decode_ready
 from tests.support.envoy import Envoy
 from tests.support.etcd import Etcd
+from tests.support.model_server import model_config
 from tests.support.processes import ChildProcess, free_port, wait_for_port
 from tests.support.waiting import eventually
 
@@ -135,7 +136,7 @@ class Stack:
         known = self.instances.get(name)
         grpc_port, rest_port = (known.grpc_port, known.rest_port) if known else (free_port(), free_port())
         config = self.folder / f"{name}.config"
-        config.write_text(model_config(models, versions))
+        config.write_text(model_config(models, f"latest {{ num_versions: {versions} }}"))
         monitor = ChildProcess(
             [
                 *_MODELPLANE,
@@ -210,13 +211,3 @@ class Stack:
                 failures.append(error)
         if failures:
             raise ExceptionGroup("ending the stack", failures)
-
-
-def model_config(models: Mapping[str, Path], versions: int) -> str:
-    """TF Serving's model_config_file."""
-    rows = "".join(
-        f'  config {{ name: "{name}" base_path: "{path}" model_platform: "tensorflow" '
-        f"model_version_policy {{ latest {{ num_versions: {versions} }} }} }}\n"
-        for name, path in models.items()
-    )
-    return f"model_config_list {{\n{rows}}}\n"
