@@ -27,7 +27,15 @@ class ControlPlaneConfig:
     )
     http_listen: str = field(
         default="0.0.0.0:18080",
-        metadata={"help": "address for /healthz, /readyz and /metrics", "metavar": "HOST:PORT"},
+        metadata={"help": "address for health, metrics and looking inside", "metavar": "HOST:PORT"},
+    )
+    http_advertise: str = field(
+        default="",
+        metadata={
+            "help": "where others reach --http-listen; `modelplane get envoys` finds it in the registry; "
+            "empty: the address listened on, or where that is every address, this host's own",
+            "metavar": "HOST:PORT",
+        },
     )
     lease_ttl: float = field(
         default=10.0, metadata={"help": "lifetime of this replica's lease in etcd", "metavar": "SECONDS"}
@@ -57,9 +65,10 @@ class ControlPlaneConfig:
     data_plane: DataPlaneSettings = field(default_factory=DataPlaneSettings)
 
     def __post_init__(self) -> None:
-        for name in ("xds_listen", "http_listen"):
+        for name in ("xds_listen", "http_listen", "http_advertise"):
             try:
-                split_address(getattr(self, name))
+                if name != "http_advertise" or self.http_advertise:
+                    split_address(getattr(self, name))
             except ValueError as error:
                 raise ValueError(f"{name}: {error}, for example 0.0.0.0:18000") from None
         for name, low in (

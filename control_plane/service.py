@@ -11,12 +11,14 @@ import logging
 import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from importlib.metadata import version
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 
+from control_plane.advertise import advertised_http
 from control_plane.catalog import Catalog
 from control_plane.config import ControlPlaneConfig
 from control_plane.http import HttpServer
@@ -70,6 +72,7 @@ class ControlPlane:
         self._ledger = DrainLedger()
         # Found out once: it takes a look at the disk.
         self._version = version("modelplane")
+        self._http = ""
         self._connected = False
         self._trouble = "the registry has not been read yet"
         self._moved = asyncio.Event()
@@ -156,6 +159,11 @@ class ControlPlane:
             record = self._record()
             self._count(record)
             if record != published and self._table.ready:
+                if not self._http:
+                    # Only now: etcd, towards which this host's own address is looked for, has answered.
+                    etcd = self._config.etcd.addresses
+                    self._http = await advertised_http(self._config.http_advertise, self._config.http_listen, etcd)
+                    record = replace(record, http=self._http)
                 keys.set({key: encode_plane(record)})
                 published = record
             await asyncio.sleep(_RECORD_PAUSE)
@@ -165,7 +173,7 @@ class ControlPlane:
         acknowledged = self._ledger.acknowledged(self._pipeline.catalog.draining, converged)
         self._loads.set_draining(acknowledged, self._pipeline.draining_clusters())
         in_flight = requests_in_flight(acknowledged, self._loads.in_flight)
-        return PlaneRecord(converged, len(self._xds.expected_nodes), self._version, in_flight)
+        return PlaneRecord(converged, len(self._xds.expected_nodes), self._version, in_flight, self._http)
 
     def _count(self, record: PlaneRecord) -> None:
         metrics, catalog = self._metrics, self._pipeline.catalog

@@ -9,7 +9,7 @@ import logging
 import socket
 from collections.abc import Sequence
 
-from registry.addresses import split_address
+from registry.addresses import source_address, split_address
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ async def advertised_address(wanted: str | None, target_host: str, etcd_addresse
     if not ipaddress.ip_address(address).is_loopback:
         return address
     host, port = split_address(etcd_addresses[0])
-    return _source_address(await _resolve(host), port) or address
+    return source_address(await _resolve(host), port) or address
 
 
 async def _resolve(host: str) -> str:
@@ -42,14 +42,3 @@ async def _resolve(host: str) -> str:
             continue
         addresses = sorted((family is not socket.AF_INET, str(address[0])) for family, _, _, _, address in found)
         return addresses[0][1]
-
-
-def _source_address(host: str, port: int) -> str | None:
-    """The address that the kernel would send from. A UDP socket that is connected sends nothing."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        with socket.socket(family, socket.SOCK_DGRAM) as probe:
-            probe.connect((host, port))
-            return str(probe.getsockname()[0])
-    except OSError:
-        return None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+
 _NOT_IN_A_HOST = frozenset("[]{},#'\"/")
 
 
@@ -25,3 +27,15 @@ def split_address(text: str) -> tuple[str, int]:
 def join_address(host: str, port: int) -> str:
     """HOST:PORT, an IPv6 address in brackets."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def source_address(host: str, port: int) -> str | None:
+    """The address that the kernel would send from to an IP address; None without a way there. Sends nothing: that is
+    what connecting a UDP socket amounts to."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect((host, port))
+            return str(probe.getsockname()[0])
+    except OSError:
+        return None

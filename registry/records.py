@@ -103,12 +103,14 @@ class PlaneRecord:
     """`planes/<replica>`. `converged_revision`: the newest registry revision whose consequences all of this replica's
     Envoys have acknowledged. `envoys`: how many these are, with those that were lost a moment ago and may come back.
     `draining`: requests in flight per draining instance; an instance is listed only once every Envoy has acknowledged
-    its draining and has reported its load since."""
+    its draining and has reported its load since. `http`: HOST:PORT of its HTTP port as others reach it; empty where
+    the replica is older than this field."""
 
     converged_revision: int
     envoys: int = 0
     version: str = ""
     draining: Mapping[str, int] = field(default_factory=dict)
+    http: str = ""
 
 
 T = TypeVar("T")
@@ -262,6 +264,7 @@ def encode_plane(record: PlaneRecord) -> bytes:
             "envoys": record.envoys,
             "version": record.version,
             "draining": dict(sorted(record.draining.items())),
+            "http": record.http,
         }
     )
 
@@ -276,4 +279,5 @@ def decode_plane(raw: bytes) -> PlaneRecord:
         draining=_read(
             document, "draining", lambda rows: {_text(name): _INT64(count) for name, count in rows.items()}, {}
         ),
+        http=_read(document, "http", _text, ""),
     )

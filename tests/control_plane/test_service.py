@@ -71,7 +71,8 @@ async def test_health_metrics_and_a_clean_end(plane: Plane, etcd: Etcd) -> None:
 
         async def own_record() -> bool:
             entry = await client.get("/modelplane/planes/p")
-            return entry is not None and json.loads(entry.value)["envoys"] == 0
+            record = {} if entry is None else json.loads(entry.value)
+            return (record.get("envoys"), record.get("http")) == (0, f"127.0.0.1:{plane.http_port}")
 
         await eventually(own_record, "the replica's own record")
         ready = Keyspace().make(ReadyKey("m", 1, "i"))

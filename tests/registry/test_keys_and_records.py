@@ -69,6 +69,7 @@ PLANES = st.builds(
     envoys=st.integers(0, 1000),
     version=st.text(max_size=10),
     draining=st.dictionaries(NAMES, st.integers(0, 1000), max_size=4),
+    http=st.text(max_size=20),
 )
 
 
@@ -134,7 +135,7 @@ def test_plane_records_survive_and_fit_the_schema(record: PlaneRecord) -> None:
     raw = encode_plane(record)
     assert decode_plane(raw) == record
     message = json_format.Parse(raw, records_pb2.Plane())
-    assert dict(message.draining) == record.draining
+    assert (dict(message.draining), message.http) == (record.draining, record.http)
     always = json_format.MessageToJson(message, always_print_fields_with_no_presence=True)
     assert decode_plane(always.encode()) == record
 
@@ -166,3 +167,7 @@ def test_what_is_no_record_is_refused(raw: bytes) -> None:
 def test_fields_of_a_newer_version_are_ignored() -> None:
     record = ReadyRecord(ReadyState.READY, "a", 1)
     assert decode_ready(json.dumps(json.loads(encode_ready(record)) | {"mood": "good"}).encode()) == record
+
+
+def test_a_plane_record_of_before_it_named_its_http_port_is_read() -> None:
+    assert decode_plane(b'{"convergedRevision":7}') == PlaneRecord(7)
