@@ -6,7 +6,7 @@ its turn (order.py) or into a full window; what is held back merges in its Item.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from control_plane.resources.resource import (
     CLUSTER,
@@ -20,12 +20,13 @@ from control_plane.xds.limits import Limits
 from control_plane.xds.order import Order, Waiting
 from control_plane.xds.subscription import Flight, Subscription
 from control_plane.xds.table import ResourceTable
-from control_plane.xds.wire import delta_response, framed_size
+from control_plane.xds.wire import framed_size
 
 _RANK = {CLUSTER: 0, CLUSTER_LOAD_ASSIGNMENT: 1, LISTENER: 2, ROUTE_CONFIGURATION: 3, EXTENSION_CONFIG: 4}
 _LAST = len(_RANK)
 _PAIR = frozenset({CLUSTER, CLUSTER_LOAD_ASSIGNMENT})
 
+Frame = Callable[[Subscription, Flight, Sequence[Resource], Iterable[str]], bytes]
 HeldTooLongCallback = Callable[[str, tuple[str, ...], tuple[str, ...]], None]
 
 
@@ -38,12 +39,14 @@ class Sender:
         subscriptions: Mapping[str, Subscription],
         order: Order,
         limits: Limits,
+        frame: Frame,
         held_too_long: HeldTooLongCallback,
     ) -> None:
         self._table = table
         self._subscriptions = subscriptions
         self._order = order
         self._limits = limits
+        self._frame = frame
         self._held_too_long = held_too_long
         self._late: dict[str, None] = {}
         self.sequence = 0
@@ -142,17 +145,16 @@ class Sender:
             return None
         subscription.answer_owed = False
         self.sequence += 1
-        nonce = str(self.sequence)
         flight = Flight(self.sequence, {})
         for resource in puts:
             self._put(subscription, flight, resource, now)
         for name in removals:
             subscription.sent(flight, name, None)
-        subscription.fly(nonce, flight, now)
+        subscription.fly(flight, now)
         subscription.counters.responses += 1
         subscription.counters.sent += len(puts)
         subscription.counters.removed += len(removals)
-        return delta_response(subscription.type_url, nonce, puts, removals, str(self._table.revision))
+        return self._frame(subscription, flight, puts, removals)
 
     def _choose(self, subscription: Subscription, now: float) -> tuple[list[Resource], list[str]]:
         """What may go, up to the size of a response."""

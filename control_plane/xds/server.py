@@ -17,7 +17,7 @@ from typing import Any
 import grpc
 from envoy.service.discovery.v3 import discovery_pb2
 
-from control_plane.xds.delta import DeltaStream, ProtocolError
+from control_plane.xds.delta import DeltaStream
 from control_plane.xds.events import (
     Connected,
     Disconnected,
@@ -28,6 +28,7 @@ from control_plane.xds.events import (
     short_type,
 )
 from control_plane.xds.limits import Limits
+from control_plane.xds.stream import ProtocolError
 from control_plane.xds.subscription import Counters
 from control_plane.xds.table import ResourceTable, TableChange
 

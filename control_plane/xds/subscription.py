@@ -60,6 +60,11 @@ class Flight:
     sequence: int
     names: dict[str, tuple[str | None, Moment]]
 
+    @property
+    def nonce(self) -> str:
+        """By which the client's answer refers to it."""
+        return str(self.sequence)
+
 
 @dataclass(slots=True)
 class Counters:
@@ -147,9 +152,9 @@ class Subscription:
         else:
             self.outstanding.add(newer)
 
-    def fly(self, nonce: str, flight: Flight, now: float) -> None:
+    def fly(self, flight: Flight, now: float) -> None:
         """The response is on its way."""
-        self.flights[nonce] = flight
+        self.flights[flight.nonce] = flight
         self.last_sent_at = now
         if len(self.flights) > MAX_FLIGHTS:
             self._fold()

@@ -6,8 +6,9 @@ import sys
 
 import pytest
 
-from control_plane.xds.delta import DeltaStream, ProtocolError
+from control_plane.xds.delta import DeltaStream
 from control_plane.xds.events import Refused
+from control_plane.xds.stream import ProtocolError
 from tests.xds.client import (
     CDS,
     ECDS,

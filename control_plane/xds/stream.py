@@ -1,0 +1,328 @@
+"""One stream of either variant of the protocol, aggregated or not, without I/O: requests, changes and `now` go in,
+serialised responses and events come out. What the variants have in common; delta.py and sotw.py parse and frame.
+
+Invariants: a name that is subscribed to is either with the client as the table has it, or counted as outstanding;
+nothing that the client has is sent again unless the protocol asks for it; memory follows what is unsettled. Each
+branch names its rule in Envoy's "xDS REST and gRPC protocol" (`docs/root/api-docs/xds_protocol.rst`) by the heading.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from control_plane.resources.resource import (
+    CLUSTER,
+    CLUSTER_LOAD_ASSIGNMENT,
+    LISTENER,
+    ROUTE_CONFIGURATION,
+    Resource,
+)
+from control_plane.xds.events import HeldTooLong, Refused, StreamEvent, TypeStatus
+from control_plane.xds.limits import Limits
+from control_plane.xds.order import Order
+from control_plane.xds.outstanding import Outstanding
+from control_plane.xds.sender import Sender
+from control_plane.xds.subscription import WILDCARD, Counters, Flight, Subscription
+from control_plane.xds.table import BEGINNING, Moment, ResourceTable, TableChange
+
+ROOTS = frozenset({LISTENER, CLUSTER})
+"""The types of which a client may want all that there is."""
+
+_PAIR = frozenset({CLUSTER, CLUSTER_LOAD_ASSIGNMENT})
+_AFTER_EVERYTHING = frozenset({LISTENER, ROUTE_CONFIGURATION})
+
+
+class ProtocolError(ValueError):
+    """A request that the protocol doesn't allow; the message is for the client's log."""
+
+
+class Stream(ABC):
+    """The machine. `now` is monotonic seconds everywhere. The table must be ready, and every later update of it must
+    reach `notice` before anything else is called here.
+
+    `only_type` is for the services of one type, where requests may leave the type out; None on an aggregated stream.
+    """
+
+    def __init__(
+        self, table: ResourceTable, now: float, limits: Limits | None = None, only_type: str | None = None
+    ) -> None:
+        self._table = table
+        self._limits = limits or Limits()
+        self._only_type = only_type
+        self._generation = table.moment.generation
+        self._settle_until = now + self._limits.settle_seconds
+        self._outstanding = Outstanding()
+        self._order = Order()
+        self._subscriptions: dict[str, Subscription] = {}
+        self._events: list[StreamEvent] = []
+        self._suspects: list[tuple[float, frozenset[str]]] = []
+        self._sender = Sender(table, self._subscriptions, self._order, self._limits, self._frame, self._held_too_long)
+        self.node = ""
+        self.node_cluster = ""
+
+    def receive(self, request: Any, now: float) -> None:
+        """Take a request of the variant's type. Raises ProtocolError; the stream is to be ended then."""
+        # "Basic Protocol Overview": only the first request is sure to carry the node.
+        if request.HasField("node"):
+            self.node, self.node_cluster = self.node or request.node.id, self.node_cluster or request.node.cluster
+        type_url = request.type_url or self._only_type
+        if not type_url:
+            # discovery.proto: the type may be left out only where the service's name says it.
+            raise ProtocolError("a request on an aggregated stream must have a type_url")
+        if self._only_type not in (None, type_url):
+            raise ProtocolError(f"this service serves {self._only_type}, not {type_url}")
+        self._take(type_url, request, now)
+        self._let_wait(now)
+
+    @staticmethod
+    @abstractmethod
+    def names_asked_for(request: Any) -> Sequence[str]:
+        """The names that a request of this variant subscribes to; WILDCARD may be among them."""
+
+    @abstractmethod
+    def _take(self, type_url: str, request: Any, now: float) -> None:
+        """Take the answer and the subscriptions of a request."""
+
+    @abstractmethod
+    def _frame(
+        self, subscription: Subscription, flight: Flight, puts: Sequence[Resource], removals: Iterable[str]
+    ) -> bytes:
+        """A serialised response that tells of these."""
+
+    def notice(self, change: TableChange, now: float) -> bool:
+        """Take an update of the table. Costs what it changed. Whether the stream has something to send."""
+        if change.moment.generation <= self._generation:
+            return False
+        self._generation = change.moment.generation
+        concerned = False
+        for one in change.changes:
+            subscription = self._subscriptions.get(one.type_url)
+            if subscription is not None and subscription.tracks(one.name):
+                held = None if one.old is None else one.old.version
+                self._mark(subscription, one.name, held, change.moment, now)
+                concerned = True
+        if concerned:
+            self._let_wait(now)
+        return concerned
+
+    def outgoing(self, now: float) -> list[bytes]:
+        """The serialised responses that are to be written now, in this order."""
+        self._settle(now)
+        self._give_up_suspects(now)
+        self._let_wait(now)
+        return self._sender.outgoing(now)
+
+    def next_deadline(self) -> float | None:
+        """When `outgoing` is to be called again if nothing else happens; None: no need."""
+        times = [time for time, _ in self._suspects[:1]]
+        if not self._order.settled:
+            times.append(self._settle_until)
+        sender = self._sender.next_deadline()
+        if sender is not None:
+            times.append(sender)
+        return min(times, default=None)
+
+    def events(self) -> list[StreamEvent]:
+        """What there is to tell since the last call."""
+        events, self._events = self._events, []
+        return events
+
+    def converged_revision(self, now: float) -> int:
+        """The newest registry revision whose consequences the client has acknowledged; 0 while that can't be known."""
+        self._settle(now)
+        return self._table.converged(self._outstanding.lowest()) if self._order.settled else 0
+
+    @property
+    def unanswered(self) -> int:
+        """How many responses the client has neither ACKed nor NACKed."""
+        return sum(len(subscription.flights) for subscription in self._subscriptions.values())
+
+    def counters(self) -> Mapping[str, Counters]:
+        """What was sent and answered so far, by type URL; live."""
+        return {type_url: subscription.counters for type_url, subscription in self._subscriptions.items()}
+
+    def status(self) -> Mapping[str, TypeStatus]:
+        """How each type stands."""
+        return {
+            type_url: TypeStatus(
+                wildcard=subscription.wildcard,
+                subscribed=len(subscription.names),
+                responses=subscription.counters.responses,
+                sent=subscription.counters.sent,
+                removed=subscription.counters.removed,
+                acked=subscription.counters.acked,
+                nacked=subscription.counters.nacked,
+                unanswered=len(subscription.flights),
+                outstanding=len(subscription.items),
+                refused=tuple(subscription.refused()),
+                last_error=subscription.counters.last_error,
+            )
+            for type_url, subscription in self._subscriptions.items()
+        }
+
+    def _settle(self, now: float) -> None:
+        """A client that reconnects subscribes type by type, and may hold something old of a type that is yet to come:
+        until then it is not known what it holds, nor which clusters that requires."""
+        if not self._order.settled and (
+            now >= self._settle_until or self._subscriptions.keys() >= set(self._table.types())
+        ):
+            self._order.settled = self._order.released = True
+
+    # Requests
+
+    def _introduce(
+        self, subscription: Subscription, name: str, claimed: str | None, now: float, *, forced: bool
+    ) -> None:
+        entry = self._table.entries(subscription.type_url).get(name)
+        if entry is not None and subscription.type_url not in _PAIR and claimed is not None:
+            known = claimed == entry.resource.version
+            self._order.claimed((subscription.type_url, name), entry.resource if known else None)
+        if entry is None:
+            # "Knowing When a Requested Resource Does Not Exist" (delta): named ones are answered as removed.
+            since = BEGINNING if claimed is not None else self._table.moment
+            self._mark(subscription, name, claimed, since, now, forced=claimed is None)
+        elif claimed is None:
+            # Who asks is answered, even if the resource is gone again before the answer goes out.
+            self._mark(subscription, name, None, entry.created, now, forced=name in subscription.names)
+        elif claimed != entry.resource.version:
+            self._mark(subscription, name, claimed, BEGINNING, now)
+        elif forced:
+            self._mark(subscription, name, claimed, self._table.moment, now, forced=True)
+
+    def _subscribe(self, subscription: Subscription, names: Any, now: float) -> None:
+        subscription.explicit |= bool(names)
+        for name in names:
+            if name == WILDCARD:
+                self._subscribe_wildcard(subscription, now)
+                continue
+            entry = self._table.entries(subscription.type_url).get(name)
+            known = subscription.tracks(name)
+            subscription.names.add(name)
+            # "Subscribing to Resources": answered even if we believe that the client has it: it may have forgotten.
+            since = entry.created if entry is not None and not known else self._table.moment
+            held = entry.resource.version if entry is not None and known else None
+            self._mark(subscription, name, held, since, now, forced=True)
+
+    def _subscribe_wildcard(self, subscription: Subscription, now: float) -> None:
+        if subscription.wildcard:
+            return
+        subscription.wildcard = True
+        for name, entry in self._table.entries(subscription.type_url).items():
+            if name not in subscription.names:
+                self._mark(subscription, name, None, entry.created, now)
+
+    def _forget(self, subscription: Subscription, name: str) -> None:
+        subscription.forget(name)
+        if subscription.type_url == CLUSTER:
+            self._order.cluster_gone(name)
+        elif subscription.type_url == CLUSTER_LOAD_ASSIGNMENT:
+            self._order.endpoints_forgotten(name)
+        else:
+            self._order.forget((subscription.type_url, name))
+
+    # Answers
+
+    def _answered(self, type_url: str, request: Any, now: float) -> None:
+        subscription = self._subscriptions.get(type_url)
+        flight = subscription.flights.pop(request.response_nonce, None) if subscription is not None else None
+        # "ACK and NACK": the presence of error_detail, and nothing else, makes it a NACK.
+        if request.HasField("error_detail"):
+            self._refused(type_url, subscription, flight, request.error_detail, now)
+        elif subscription is not None and flight is not None:
+            subscription.counters.acked += 1
+            subscription.acked(flight)
+            if type_url == CLUSTER_LOAD_ASSIGNMENT:
+                self._order.endpoints_acked(flight.names, flight.sequence)
+            elif type_url != CLUSTER:
+                for name in flight.names:
+                    self._order.acked((type_url, name), flight.sequence)
+
+    def _refused(
+        self, type_url: str, subscription: Subscription | None, flight: Flight | None, error: Any, now: float
+    ) -> None:
+        names: tuple[str, ...] = ()
+        searching = False
+        if subscription is not None:
+            subscription.counters.nacked += 1
+            subscription.counters.last_error = error.message
+        if subscription is not None and flight is not None:
+            names = tuple(flight.names)
+            searching = subscription.nacked(flight, now)
+            if type_url == CLUSTER and not searching:
+                warming = frozenset(names) & self._order.warming.keys()
+                self._suspects.append((now + self._limits.suspect_seconds, warming))
+        found = (self._table.get(type_url, name) for name in names)
+        models = sorted({resource.model for resource in found if resource is not None and resource.model})
+        self._events.append(Refused(self.node, type_url, names, tuple(models), searching, error.code, error.message))
+
+    def _give_up_suspects(self, now: float) -> None:
+        """Envoy asks at once for the EDS of a cluster that it takes. What was refused, and it has not asked for in a
+        while, it does not have: nothing is to wait for that."""
+        endpoints = self._subscriptions.get(CLUSTER_LOAD_ASSIGNMENT)
+        while self._suspects and self._suspects[0][0] <= now:
+            for name in self._suspects.pop(0)[1]:
+                if endpoints is None or not endpoints.tracks(name):
+                    self._order.cluster_gone(name)
+
+    # What is due
+
+    def _mark(
+        self,
+        subscription: Subscription,
+        name: str,
+        held: Any,
+        since: Moment,
+        now: float,
+        *,
+        forced: bool = False,
+    ) -> None:
+        resource = self._table.get(subscription.type_url, name)
+        key = (subscription.type_url, name)
+        waiting = self._order.waiting.get(key)
+        version = None if resource is None else resource.version
+        if waiting is not None and not forced and version not in (None, subscription.items[name].expected):
+            # The older one goes out first: were it replaced for ever, a stream of updates would starve both.
+            waiting.newer = waiting.newer or since
+            return
+        item = subscription.mark(name, version, held, since, now, forced=forced)
+        due = item.due is not None
+        if subscription.type_url == CLUSTER:
+            if resource is None:
+                self._order.cluster_removed(name)
+            elif due:
+                self._order.cluster_due(name)
+            else:
+                self._order.cluster_not_due(name)
+        elif subscription.type_url != CLUSTER_LOAD_ASSIGNMENT and (resource is None or not due):
+            self._order.waiting.pop(key, None)
+
+    def _let_wait(self, now: float) -> None:
+        """Settle for each resource that can name clusters which of them it has to wait for."""
+        for key in self._order.outdated():
+            current = self._table.get(*key)
+            if current is None or current.version != self._order.waiting[key].resource.version:
+                del self._order.waiting[key]
+        clusters = self._subscriptions.get(CLUSTER)
+        endpoints = self._subscriptions.get(CLUSTER_LOAD_ASSIGNMENT)
+        blind = clusters is not None and endpoints is None and bool(self._table.entries(CLUSTER_LOAD_ASSIGNMENT))
+        # envoy#36951 again: it withholds its CDS subscription, and lacks what was added since it had one.
+        paused = clusters is None and self._only_type is None and bool(self._table.entries(CLUSTER))
+        for type_url, subscription in self._subscriptions.items():
+            if type_url in _PAIR:
+                continue
+            for name in subscription.puts:
+                resource = self._table.get(type_url, name)
+                if resource is None or (type_url, name) in self._order.waiting:
+                    continue
+                everything = type_url in _AFTER_EVERYTHING
+                deadline = subscription.items[name].due_at + self._limits.gate_seconds
+                unknown = paused or blind if resource.requires else blind and everything
+                if unknown and now < deadline:
+                    # It has not said yet what clusters or EDS it holds: after a reconnect that may be old.
+                    continue
+                self._order.wait(resource, deadline, endpoints, self._sender.sequence, everything=everything)
+
+    def _held_too_long(self, type_url: str, names: tuple[str, ...], waiting_for: tuple[str, ...]) -> None:
+        self._events.append(HeldTooLong(self.node, type_url, names, waiting_for))
