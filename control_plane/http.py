@@ -1,18 +1,26 @@
-"""The small HTTP port: /healthz (the process runs), /readyz (it can serve Envoys; says why not), /metrics.
+"""The small HTTP port: /healthz (the process runs), /readyz (it can serve Envoys; says why not), /metrics, and what
+there is to look at inside (inspection/pages.py).
 
-A thread of its own, so that a scrape never holds up a stream. Readiness is asked through a callable that only reads.
+A thread for each request, so that a scrape never holds up a stream. Readiness is asked through a callable that only
+reads.
 """
 
 from __future__ import annotations
 
+import io
 import logging
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from http import HTTPStatus
 from socketserver import TCPServer, ThreadingMixIn
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
+from urllib.parse import parse_qsl
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from prometheus_client import make_wsgi_app
+
+from control_plane.inspection.loop import LoopBusyError
+from control_plane.inspection.pages import Answer, Pages, text
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -29,10 +37,33 @@ class _Server(ThreadingMixIn, WSGIServer):
         self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
         self.setup_environ()
 
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        # A client that went away or was too slow; the base class prints a traceback to stderr.
+        log.debug("HTTP request of %s broken off", client_address, exc_info=True)
+
 
 class _Handler(WSGIRequestHandler):
+    # A client that stops reading a long page must not keep its thread for ever.
+    timeout = 60
+
+    def get_stderr(self) -> TextIO:
+        # Where wsgiref prints tracebacks past our logs; what is worth telling has been logged by then.
+        return io.StringIO()
+
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's name
         log.debug(format, *args)
+
+
+def _told(path: str, chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """The chunks; where one can't be made the answer ends too early, which its reader sees, and the log says why."""
+    try:
+        yield from chunks
+    except LoopBusyError as error:
+        log.warning("HTTP page %s cut short: %s", path, error)
+        raise
+    except Exception:
+        log.exception("HTTP page %s can't be made", path)
+        raise
 
 
 class HttpServer:
@@ -41,9 +72,12 @@ class HttpServer:
     Raises OSError from the constructor if the address can't be bound.
     """
 
-    def __init__(self, host: str, port: int, metrics: CollectorRegistry, not_ready: Callable[[], str]) -> None:
+    def __init__(
+        self, host: str, port: int, metrics: CollectorRegistry, not_ready: Callable[[], str], pages: Pages
+    ) -> None:
         self._metrics: Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]] = make_wsgi_app(metrics)
         self._not_ready = not_ready
+        self._pages = pages
         self._server = _Server((host, port), _Handler)
         self._server.set_app(self._app)
         self._thread = threading.Thread(target=self._server.serve_forever, name="http", daemon=True)
@@ -63,13 +97,19 @@ class HttpServer:
         self._thread.join()
 
     def _app(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        path = environ.get("PATH_INFO", "")
+        # WSGI hands the path over as Latin-1, whatever it was.
+        path = environ.get("PATH_INFO", "").encode("latin-1", "replace").decode("utf-8", "replace")
         if path == "/metrics":
             return self._metrics(environ, start_response)
-        status, text = "200 OK", "ok"
-        if path == "/readyz" and (reason := self._not_ready()):
-            status, text = "503 Service Unavailable", reason
-        elif path not in ("/healthz", "/readyz"):
-            status, text = "404 Not Found", "this port has /healthz, /readyz and /metrics"
-        start_response(status, [("Content-Type", "text/plain; charset=utf-8")])
-        return [f"{text}\n".encode()]
+        answer = self._answer(path, environ.get("QUERY_STRING", ""))
+        start_response(f"{answer.status.value} {answer.status.phrase}", [("Content-Type", answer.content_type)])
+        return _told(path, answer.chunks)
+
+    def _answer(self, path: str, query: str) -> Answer:
+        if path == "/healthz":
+            return text(HTTPStatus.OK, "ok")
+        if path == "/readyz":
+            reason = self._not_ready()
+            return text(HTTPStatus.SERVICE_UNAVAILABLE, reason) if reason else text(HTTPStatus.OK, "ok")
+        answer = self._pages.get(path, dict(parse_qsl(query, keep_blank_values=True)))
+        return answer or text(HTTPStatus.NOT_FOUND, f"this port has /healthz, /readyz, /metrics, {Pages.PATHS}")

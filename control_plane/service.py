@@ -22,6 +22,9 @@ from control_plane.advertise import advertised_http
 from control_plane.catalog import Catalog
 from control_plane.config import ControlPlaneConfig
 from control_plane.http import HttpServer
+from control_plane.inspection.inside import ENVOY_VIEW, Inside
+from control_plane.inspection.loop import LoopGate
+from control_plane.inspection.pages import Pages
 from control_plane.metrics import Metrics
 from control_plane.pipeline import Pipeline
 from control_plane.replica import DrainLedger, requests_in_flight
@@ -67,11 +70,11 @@ class ControlPlane:
             empty_grace=config.empty_registry_grace,
         )
         self._xds = XdsServer(self._table, on_change=self._stirred, settle_seconds=config.settle_time)
+        # The version is found out once: it takes a look at the disk.
+        self._inside = Inside(config.replica_name, version("modelplane"), self._xds, {ENVOY_VIEW: self._table})
         self._loads = LoadReportServer(on_change=self._stirred, nodes=lambda: self._xds.expected_nodes)
         self._health = HealthServicer()
         self._ledger = DrainLedger()
-        # Found out once: it takes a look at the disk.
-        self._version = version("modelplane")
         self._http = ""
         self._connected = False
         self._trouble = "the registry has not been read yet"
@@ -85,7 +88,8 @@ class ControlPlane:
     async def run(self) -> None:
         """Listen, follow the registry, serve Envoys. Raises AddressInUseError."""
         async with EtcdClient(self._config.etcd) as client, self._grpc_server():
-            with _http_server(self._config.http_listen, self._metrics, self.not_ready):
+            pages = Pages(self._inside, LoopGate())
+            with _http_server(self._config.http_listen, self._metrics, self.not_ready, pages):
                 log.info("replica %s: xDS on %s", self._config.replica_name, self._config.xds_listen)
                 keys = LeasedKeys(client, self._config.lease_ttl)
                 try:
@@ -173,7 +177,7 @@ class ControlPlane:
         acknowledged = self._ledger.acknowledged(self._pipeline.catalog.draining, converged)
         self._loads.set_draining(acknowledged, self._pipeline.draining_clusters())
         in_flight = requests_in_flight(acknowledged, self._loads.in_flight)
-        return PlaneRecord(converged, len(self._xds.expected_nodes), self._version, in_flight, self._http)
+        return PlaneRecord(converged, len(self._xds.expected_nodes), self._inside.version, in_flight, self._http)
 
     def _count(self, record: PlaneRecord) -> None:
         metrics, catalog = self._metrics, self._pipeline.catalog
@@ -230,9 +234,9 @@ def _taken(address: str, flag: str) -> AddressInUseError:
     return AddressInUseError(f"{address} can't be listened on: is something else there? Choose another with {flag}")
 
 
-def _http_server(address: str, metrics: Metrics, not_ready: Callable[[], str]) -> HttpServer:
+def _http_server(address: str, metrics: Metrics, not_ready: Callable[[], str], pages: Pages) -> HttpServer:
     try:
-        return HttpServer(*split_address(address), metrics.registry, not_ready)
+        return HttpServer(*split_address(address), metrics.registry, not_ready, pages)
     except OSError as error:
         raise _taken(address, "--http-listen") from error
 

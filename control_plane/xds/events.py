@@ -22,6 +22,9 @@ _SHORT = {
     EXTENSION_CONFIG: "ECDS",
 }
 
+SHORT_TYPES = {short: type_url for type_url, short in _SHORT.items()}
+"""The services' usual names, each with its type URL."""
+
 
 def short_type(type_url: str) -> str:
     """The service's usual name, such as `CDS`; the message's name for a type that we don't serve."""

@@ -1,0 +1,162 @@
+"""The JSON pages of the HTTP port: /envoys, /quarantine, /resources.
+
+Invariant: a page is made in the thread that asks for it; the event loop is held for one bounded read at a time (a few
+streams, or a copy of one type's references), whatever the page's length.
+"""
+
+from __future__ import annotations
+
+import difflib
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from http import HTTPStatus
+from typing import Any
+
+from control_plane.inspection import render
+from control_plane.inspection.inside import ENVOY_VIEW, Inside
+from control_plane.inspection.loop import Ask, LoopBusyError
+from control_plane.resources.resource import Resource
+from control_plane.xds.events import SHORT_TYPES, StreamStatus
+
+BATCH = 32
+"""Streams that are read in one go; each takes some 50 µs."""
+
+_GUESSED_FROM = 20_000
+_FALSE = frozenset({"0", "false", "no"})
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An HTTP answer; `chunks` is made while it is sent."""
+
+    status: HTTPStatus
+    content_type: str
+    chunks: Iterable[bytes]
+
+
+class NoSuchPageError(Exception):
+    """There is nothing at this path; the message says what there is."""
+
+
+def text(status: HTTPStatus, message: str) -> Answer:
+    """A line of plain text."""
+    return Answer(status, "text/plain; charset=utf-8", [f"{message}\n".encode()])
+
+
+class Pages:
+    """Answers for paths. To be used from any thread but the loop's."""
+
+    PATHS = "/envoys, /quarantine, /resources/<LDS|RDS|CDS|EDS|ECDS>[/<name>]"
+
+    def __init__(self, inside: Inside, ask: Ask, clock: Callable[[], float] = time.time) -> None:
+        self._inside = inside
+        self._ask = ask
+        self._clock = clock
+
+    def get(self, path: str, query: Mapping[str, str]) -> Answer | None:
+        """The page at `path`, which starts with a slash and has its escapes undone; None if it is not one of these."""
+        _, page, *rest = path.split("/", 3)
+        make = {"envoys": self._envoys, "quarantine": self._quarantine, "resources": self._resources}.get(page)
+        if make is None or (page != "resources" and any(rest)):
+            return None
+        try:
+            return Answer(HTTPStatus.OK, "application/json", make(query, *rest))
+        except NoSuchPageError as error:
+            return text(HTTPStatus.NOT_FOUND, str(error))
+        except LoopBusyError as error:
+            return text(HTTPStatus.SERVICE_UNAVAILABLE, f"this control plane is too busy: {error}")
+
+    # Envoys
+
+    def _envoys(self, query: Mapping[str, str]) -> Iterable[bytes]:
+        del query
+        inside, xds = self._inside, self._inside.xds
+        numbers, revision, converged = self._ask(
+            lambda: (xds.stream_numbers, inside.revision, xds.converged_revision())
+        )
+        head = {
+            "replica": inside.replica,
+            "version": inside.version,
+            "revision": revision,
+            "converged_revision": converged,
+        }
+        return render.listing(head, "envoys", self._streams(numbers))
+
+    def _streams(self, numbers: tuple[int, ...]) -> Iterator[render.Document]:
+        for start in range(0, len(numbers), BATCH):
+            statuses, now = self._ask(partial(self._some, numbers[start : start + BATCH]))
+            for status in statuses:
+                yield render.stream(status, age=now - status.connected_at, now=self._clock())
+
+    def _some(self, numbers: tuple[int, ...]) -> tuple[list[StreamStatus], float]:
+        xds = self._inside.xds
+        statuses = (xds.stream(number) for number in numbers)
+        return [status for status in statuses if status is not None], xds.now()
+
+    # Quarantine
+
+    def _quarantine(self, query: Mapping[str, str]) -> Iterable[bytes]:
+        del query
+        tables = self._inside.views.items()
+        held = self._ask(lambda: {view: dict(getattr(table, "quarantined", {})) for view, table in tables})
+        rows = [{"view": view, **row} for view, entries in held.items() for row in render.quarantined(entries)]
+        return render.listing({"replica": self._inside.replica}, "quarantined", rows)
+
+    # Resources
+
+    def _resources(self, query: Mapping[str, str], type_name: str = "", name: str = "") -> Iterable[bytes]:
+        view = self._view(query)
+        if not type_name:
+            return self._types(view)
+        type_url = SHORT_TYPES.get(type_name.upper())
+        if type_url is None:
+            raise NoSuchPageError(f"no resource type {type_name!r}; there are {', '.join(SHORT_TYPES)}")
+        head = {"replica": self._inside.replica, "view": view, "type": type_name.upper(), "type_url": type_url}
+        if name:
+            return self._one(head, type_url, name)
+        contents = query.get("contents", "1").lower() not in _FALSE
+        return self._all(head, type_url, query.get("model"), contents=contents)
+
+    def _view(self, query: Mapping[str, str]) -> str:
+        wanted = query.get("view", ENVOY_VIEW)
+        if wanted not in self._inside.views:
+            raise NoSuchPageError(f"no view {wanted!r}; there are {', '.join(self._inside.views)}")
+        return wanted
+
+    def _types(self, view: str) -> Iterable[bytes]:
+        def count() -> tuple[int, dict[str, int]]:
+            table = self._inside.views[view]
+            return table.revision, {short: len(table.entries(url)) for short, url in SHORT_TYPES.items()}
+
+        revision, counts = self._ask(count)
+        rows = [{"type": short, "type_url": SHORT_TYPES[short], "count": number} for short, number in counts.items()]
+        return render.listing({"replica": self._inside.replica, "view": view, "revision": revision}, "types", rows)
+
+    def _read(self, view: str, type_url: str) -> tuple[int, dict[str, Any]]:
+        def copy() -> tuple[int, dict[str, Any]]:
+            table = self._inside.views[view]
+            return table.revision, dict(table.entries(type_url))
+
+        return self._ask(copy)
+
+    def _all(self, head: Mapping[str, Any], type_url: str, model: str | None, *, contents: bool) -> Iterable[bytes]:
+        revision, entries = self._read(head["view"], type_url)
+        found: list[Resource] = [
+            entry.resource for entry in entries.values() if model is None or entry.resource.model == model
+        ]
+        found.sort(key=lambda one: one.name)
+        documents = (render.resource(one, contents=contents) for one in found)
+        return render.listing({**head, "revision": revision, "count": len(found)}, "resources", documents)
+
+    def _one(self, head: Mapping[str, Any], type_url: str, name: str) -> Iterable[bytes]:
+        table = self._inside.views[head["view"]]
+        revision, found = self._ask(lambda: (table.revision, table.get(type_url, name)))
+        if found is None:
+            _, entries = self._read(head["view"], type_url)
+            close = difflib.get_close_matches(name, entries, n=3) if len(entries) <= _GUESSED_FROM else []
+            hint = f"; close to it: {', '.join(close)}" if close else ""
+            raise NoSuchPageError(f"no {head['type']} resource {name!r} among {len(entries)}{hint}")
+        document = {**head, "revision": revision, **render.resource(found)}
+        return [render.dump(document), b"\n"]
