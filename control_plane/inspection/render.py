@@ -51,6 +51,9 @@ def _type(type_url: str, status: TypeStatus) -> Document:
         "nacked": status.nacked,
         "unanswered": status.unanswered,
         "outstanding": status.outstanding,
+        "sent_revision": status.sent_revision,
+        "acked_revision": status.acked_revision,
+        "nacked_revision": status.nacked_revision,
         "refused": list(status.refused),
         "last_error": status.last_error,
     }

@@ -78,7 +78,9 @@ StreamEvent: TypeAlias = Connected | Disconnected | Refused | HeldTooLong
 
 @dataclass(frozen=True, slots=True)
 class TypeStatus:
-    """One type on one stream. `subscribed` counts names; `sent` and `removed` count resources; the rest responses."""
+    """One type on one stream. `subscribed` counts names; `sent` and `removed` count resources, `outstanding` those
+    that are not settled; the rest responses. The three revisions are of the registry at the time when the newest
+    response that was sent, ACKed and NACKed was made; 0: none was."""
 
     wildcard: bool
     subscribed: int
@@ -91,6 +93,9 @@ class TypeStatus:
     outstanding: int
     refused: tuple[str, ...]
     last_error: str
+    sent_revision: int
+    acked_revision: int
+    nacked_revision: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -145,7 +145,7 @@ class Sender:
             return None
         subscription.answer_owed = False
         self.sequence += 1
-        flight = Flight(self.sequence, {})
+        flight = Flight(self.sequence, {}, self._table.revision)
         for resource in puts:
             self._put(subscription, flight, resource, now)
         for name in removals:

@@ -158,6 +158,9 @@ class Stream(ABC):
                 outstanding=len(subscription.items),
                 refused=tuple(subscription.refused()),
                 last_error=subscription.counters.last_error,
+                sent_revision=subscription.sent_revision,
+                acked_revision=subscription.acked_revision,
+                nacked_revision=subscription.nacked_revision,
             )
             for type_url, subscription in self._subscriptions.items()
         }

@@ -55,10 +55,12 @@ class Item:
 
 @dataclass(slots=True)
 class Flight:
-    """A response that was sent and not answered yet: name -> (version or None for removed, since when outstanding)."""
+    """A response that was sent and not answered yet: name -> (version or None for removed, since when outstanding).
+    `revision`: of the registry, when it was made."""
 
     sequence: int
     names: dict[str, tuple[str | None, Moment]]
+    revision: int = 0
 
     @property
     def nonce(self) -> str:
@@ -96,6 +98,9 @@ class Subscription:
     flights: dict[str, Flight] = field(default_factory=dict)
     last_sent_at: float = float("-inf")
     counters: Counters = field(default_factory=Counters)
+    sent_revision: int = 0
+    acked_revision: int = 0
+    nacked_revision: int = 0
 
     def tracks(self, name: str) -> bool:
         """Whether the client wants this name."""
@@ -155,12 +160,14 @@ class Subscription:
     def fly(self, flight: Flight, now: float) -> None:
         """The response is on its way."""
         self.flights[flight.nonce] = flight
+        self.sent_revision = flight.revision
         self.last_sent_at = now
         if len(self.flights) > MAX_FLIGHTS:
             self._fold()
 
     def acked(self, flight: Flight) -> None:
         """The client has applied the whole response."""
+        self.acked_revision = flight.revision
         for name, (_, since) in flight.names.items():
             self.outstanding.discard(since)
             item = self.items[name]
@@ -173,6 +180,7 @@ class Subscription:
         """The client has refused the response. Which of its names is to blame only a response of one name can tell,
         so what was in a larger one is queued again, in halves; True then. A single name stays outstanding, refused,
         until a newer version is ACKed. The halves end: each is smaller than what was refused."""
+        self.nacked_revision = flight.revision
         again: list[str] = []
         for name, (version, since) in flight.names.items():
             item = self.items[name]

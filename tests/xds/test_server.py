@@ -69,7 +69,9 @@ async def test_a_stream_is_served_changes_and_its_status_tells(caplog):
         await eventually(lambda: xds.converged_revision() == 6, "the ACK")
         (status,) = xds.streams
         assert (status.node, status.cluster, status.converged_revision) == ("envoy-1", "edge", 6)
-        assert (status.types[CDS].sent, status.types[CDS].acked, status.types[CDS].wildcard) == (2, 2, True)
+        cds = status.types[CDS]
+        assert (cds.sent, cds.acked, cds.wildcard) == (2, 2, True)
+        assert (cds.sent_revision, cds.acked_revision, cds.nacked_revision) == (6, 6, 0)
         assert [type(event) for event in events] == [Connected]
         await stream.done_writing()
         assert await stream.read() is grpc.aio.EOF
