@@ -18,9 +18,7 @@ from control_plane.xds.wire import delta_response
 class DeltaStream(Stream):
     """The machine for DeltaDiscoveryRequests."""
 
-    @staticmethod
-    def names_asked_for(request: Any) -> Sequence[str]:
-        """The names that a DeltaDiscoveryRequest subscribes to."""
+    def _new_names(self, type_url: str, request: Any) -> Sequence[str]:
         return tuple(request.resource_names_subscribe)
 
     def _take(self, type_url: str, request: Any, now: float) -> None:

@@ -100,7 +100,8 @@ class TypeStatus:
 
 @dataclass(frozen=True, slots=True)
 class StreamStatus:
-    """One stream. `types` is keyed by type URL."""
+    """One stream. `types` is keyed by type URL; `only_type` is empty on an aggregated stream; `variant` is `delta` or
+    `sotw`; `view` names the table that it is served from."""
 
     node: str
     cluster: str
@@ -108,3 +109,6 @@ class StreamStatus:
     connected_at: float
     converged_revision: int
     types: Mapping[str, TypeStatus]
+    view: str = "envoy"
+    variant: str = "delta"
+    only_type: str = ""

@@ -1,45 +1,29 @@
-"""The grpc.aio shell around the stream machines: aggregated delta discovery.
+"""The grpc.aio shell around the stream machines: who is connected, and what all of them together have acknowledged.
 
-Invariant: each update of the table reaches every machine synchronously in `publish`, so no machine ever sees the table
-ahead of its notice. A stream is one task of gRPC's handler and one that reads; both end before the stream does.
+Invariant: each update of a table reaches every machine of its view synchronously in `publish`, so no machine ever sees
+its table ahead of its notice. A stream is one task of gRPC's handler and one that reads; both end before it does.
 """
 
 from __future__ import annotations
 
 import asyncio
 import itertools
-import logging
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import grpc
-from envoy.service.discovery.v3 import discovery_pb2
 
-from control_plane.xds.delta import DeltaStream
-from control_plane.xds.events import (
-    Connected,
-    Disconnected,
-    HeldTooLong,
-    Refused,
-    StreamEvent,
-    StreamStatus,
-    short_type,
-)
+from control_plane.xds.connection import Connection
+from control_plane.xds.events import Connected, Disconnected, StreamEvent, StreamStatus
 from control_plane.xds.limits import Limits
-from control_plane.xds.stream import ProtocolError
+from control_plane.xds.population import population
+from control_plane.xds.services import Method, handlers
 from control_plane.xds.subscription import Counters
 from control_plane.xds.table import ResourceTable, TableChange
-
-log = logging.getLogger(__name__)
-
-AGGREGATED = "envoy.service.discovery.v3.AggregatedDiscoveryService"
-SHOWN = 5
-"""Names that a log message lists before it says how many more there are."""
-
-REASON = 500
-"""Characters of a NACK's message that are logged."""
+from control_plane.xds.telling import tell
+from control_plane.xds.view import View, is_grpc_client
 
 SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
     # An Envoy that hangs or whose machine is gone closes nothing: it is declared dead after 10 s + 3 s. The timeout has
@@ -60,24 +44,21 @@ SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
 """What a grpc.aio.server that carries these handlers is to be made with."""
 
 
-class _Connection:
-    """One stream and what wakes its writer."""
+@dataclass(frozen=True, slots=True)
+class _Lost:
+    """A stream that has ended: its client goes on with what it has, and is to be back before `until`."""
 
-    def __init__(self, machine: DeltaStream, peer: str, now: float) -> None:
-        self.machine = machine
-        self.peer = peer
-        self.connected_at = now
-        self.wake = asyncio.Event()
-        self.closing = False
-        self.error: ProtocolError | None = None
-
-    @property
-    def node(self) -> str:
-        return self.machine.node
+    until: float
+    node: str
+    only_type: str | None
+    view: View
+    revision: int
 
 
 class XdsServer:
-    """Serves a table. `on_event` is called from the event loop for everything worth counting; it must not block.
+    """Serves a table, and gRPC clients without a proxy from the table of `grpc_view`, if there is one.
+
+    `on_event` is called from the event loop for everything worth counting; it must not block.
 
     `on_change` is called, without arguments, when `converged_revision` may have changed. `settle_seconds`: how long
     after the first snapshot, and after an Envoy was lost, it is waited for before anything is claimed of convergence.
@@ -92,20 +73,22 @@ class XdsServer:
         limits: Limits | None = None,
         settle_seconds: float = 3.0,
         ready_seconds: float = 2.0,
+        grpc_view: View | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._table = table
+        self.envoy_view = View("envoy", table)
+        self._grpc_view = grpc_view
         self._on_event = on_event
         self._on_change = on_change
         self._limits = limits or Limits()
         self._settle_seconds = settle_seconds
         self._ready_seconds = ready_seconds
         self._clock = clock
-        self._ready = asyncio.Event()
+        self._ready = {view: asyncio.Event() for view in (self.envoy_view, grpc_view) if view is not None}
         self._settle_until: float | None = None
-        self._connections: dict[int, _Connection] = {}
+        self._connections: dict[int, Connection] = {}
         self._numbers = itertools.count(1)
-        self._lost: list[tuple[float, str, int]] = []
+        self._lost: list[_Lost] = []
         self._timers: set[asyncio.TimerHandle] = set()
         self._ended_totals: dict[str, Counters] = {}
         self._closing = False
@@ -113,23 +96,21 @@ class XdsServer:
 
     def handlers(self) -> Sequence[grpc.GenericRpcHandler]:
         """What to hand to `grpc.aio.Server.add_generic_rpc_handlers`."""
-        delta: grpc.RpcMethodHandler[Any, Any] = grpc.stream_stream_rpc_method_handler(
-            self._serve_delta,
-            request_deserializer=discovery_pb2.DeltaDiscoveryRequest.FromString,
-            # Responses are serialised already: no response_serializer.
-        )
-        return (grpc.method_handlers_generic_handler(AGGREGATED, {"DeltaAggregatedResources": delta}),)
+        return handlers(self._serve)
 
-    def publish(self, change: TableChange) -> None:
-        """Tell every stream of an update of the table. To be called right after it, before anything is awaited."""
+    def publish(self, change: TableChange, view: View | None = None) -> None:
+        """Tell every stream of a view (None: Envoys') of an update of its table. To be called right after it, before
+        anything is awaited."""
         now = self._clock()
-        if self._table.ready and self._settle_until is None:
+        view = view or self.envoy_view
+        if view.table.ready:
+            self._ready[view].set()
+        if self.envoy_view.table.ready and self._settle_until is None:
             self._settle_until = now + self._settle_seconds
-            self._ready.set()
             self._later(self._settle_seconds)
         for connection in self._connections.values():
-            if connection.machine.notice(change, now):
-                connection.wake.set()
+            if connection.view is view and connection.machine.notice(change, now):
+                connection.wake()
         self._on_change()
 
     @property
@@ -147,7 +128,7 @@ class XdsServer:
         connection = self._connections.get(number)
         return None if connection is None else self._status(connection)
 
-    def _status(self, connection: _Connection) -> StreamStatus:
+    def _status(self, connection: Connection) -> StreamStatus:
         return StreamStatus(
             node=connection.node,
             cluster=connection.machine.node_cluster,
@@ -155,6 +136,9 @@ class XdsServer:
             connected_at=connection.connected_at,
             converged_revision=connection.machine.converged_revision(self._clock()),
             types=connection.machine.status(),
+            view=connection.view.name,
+            variant=connection.method.variant.name,
+            only_type=connection.method.only_type or "",
         )
 
     def now(self) -> float:
@@ -163,15 +147,21 @@ class XdsServer:
 
     @property
     def nodes(self) -> tuple[str, ...]:
-        """The node id of each stream; empty for one that has not said it yet."""
-        return tuple(connection.node for connection in self._connections.values())
+        """The node id of each proxy that is connected, by however many streams; empty for one without a node id."""
+        return population(self._proxies())
 
     @property
     def expected_nodes(self) -> tuple[str, ...]:
-        """The same, and the Envoys whose stream was lost less than `settle_seconds` ago. They go on with what they
-        have, so what they have in flight is not known before they are back."""
+        """The same, and the proxies of which a stream was lost less than `settle_seconds` ago. They go on with what
+        they have, so what they have in flight is not known before they are back."""
         now = self._clock()
-        return (*self.nodes, *(node for until, node, _ in self._lost if until > now))
+        lost = ((lost.node, lost.only_type) for lost in self._lost if lost.until > now and lost.view.proxies)
+        return population((*self._proxies(), *lost))
+
+    def _proxies(self) -> Iterator[tuple[str, str | None]]:
+        for connection in self._connections.values():
+            if connection.view.proxies:
+                yield connection.node, connection.method.only_type
 
     def totals(self) -> dict[str, Counters]:
         """What was sent and answered so far by type URL, streams that have ended included; only ever grows."""
@@ -181,7 +171,8 @@ class XdsServer:
         return totals
 
     def converged_revision(self) -> int:
-        """The newest registry revision whose consequences every Envoy has acknowledged; 0 while that isn't known.
+        """The newest registry revision whose consequences every client has acknowledged; 0 while that isn't known.
+        Each stream is held against its own view's table.
 
         It isn't for `settle_seconds` after the first snapshot, because the Envoys of a control plane that restarts
         need a moment to come back. An Envoy whose stream was lost holds the figure down for as long, unless it
@@ -190,22 +181,22 @@ class XdsServer:
         now = self._clock()
         if self._settle_until is None or now < self._settle_until:
             return 0
-        self._lost = [lost for lost in self._lost if lost[0] > now]
+        self._lost = [lost for lost in self._lost if lost.until > now]
         return min(
             (
                 *(connection.machine.converged_revision(now) for connection in self._connections.values()),
-                *(revision for _, _, revision in self._lost),
+                *(lost.revision for lost in self._lost),
             ),
-            default=self._table.revision,
+            default=self.envoy_view.table.revision,
         )
 
     async def close(self) -> None:
         """End every stream with UNAVAILABLE, so that the Envoys go to another replica; new ones are refused."""
         self._closing = True
-        self._ready.set()
+        for ready in self._ready.values():
+            ready.set()
         for connection in self._connections.values():
-            connection.closing = True
-            connection.wake.set()
+            connection.close()
         for timer in self._timers:
             timer.cancel()
         if self._connections:
@@ -224,18 +215,26 @@ class XdsServer:
 
     # One stream
 
-    async def _serve_delta(self, requests: AsyncIterator[Any], context: grpc.aio.ServicerContext[Any, Any]) -> None:
-        await self._until_ready(context)
-        now = self._clock()
-        connection = _Connection(DeltaStream(self._table, now, self._limits), context.peer(), now)
+    async def _serve(
+        self, method: Method, requests: AsyncIterator[Any], context: grpc.aio.ServicerContext[Any, Any]
+    ) -> None:
+        # A client that says nothing is owed nothing; closing the gRPC server ends it.
+        rest = aiter(requests)
+        first = await anext(rest, None)
+        if first is None:
+            return
+        # "Basic Protocol Overview": only the first request is sure to carry the node.
+        view = self._grpc_view if self._grpc_view is not None and is_grpc_client(first.node) else self.envoy_view
+        await self._until_ready(view, context)
+        machine = method.variant.machine(view.table, self._clock(), self._limits, method.only_type)
+        connection = Connection(machine, method, view, context.peer(), self._clock, self._written)
         number = next(self._numbers)
         self._connections[number] = connection
         detail = "the stream ended"
         try:
-            async with asyncio.TaskGroup() as tasks:
-                reader = tasks.create_task(self._read(connection, requests))
-                await self._write(connection, context, reader)
-                reader.cancel()
+            if connection.take(first):
+                self._connected(connection)
+                await connection.run(rest, context)
         except asyncio.CancelledError:
             # gRPC cancels the handler when the other end or the connection is gone.
             unanswered = connection.machine.unanswered
@@ -249,66 +248,32 @@ class XdsServer:
         if connection.closing:
             await context.abort(grpc.StatusCode.UNAVAILABLE, "this control plane is shutting down")
 
-    async def _until_ready(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+    async def _until_ready(self, view: View, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         """Hold a stream back for a moment, then refuse it: another replica may have read the registry already."""
         try:
             async with asyncio.timeout(self._ready_seconds):
-                await self._ready.wait()
+                await self._ready[view].wait()
         except TimeoutError:
             await context.abort(grpc.StatusCode.UNAVAILABLE, "this control plane has not read the registry yet")
         if self._closing:
             await context.abort(grpc.StatusCode.UNAVAILABLE, "this control plane is shutting down")
 
-    async def _read(self, connection: _Connection, requests: AsyncIterator[Any]) -> None:
-        machine = connection.machine
-        first = True
-        async for request in requests:
-            try:
-                machine.receive(request, self._clock())
-            except ProtocolError as error:
-                log.warning("Envoy %s at %s: %s; its stream is ended", machine.node, connection.peer, error)
-                connection.error = error
-                break
-            if first:
-                first = False
-                self._connected(connection)
-            connection.wake.set()
-        connection.wake.set()
-
-    async def _write(
-        self,
-        connection: _Connection,
-        context: grpc.aio.ServicerContext[Any, Any],
-        reader: asyncio.Task[None],
-    ) -> None:
-        machine = connection.machine
-        while not (connection.closing or reader.done()):
-            connection.wake.clear()
-            for response in machine.outgoing(self._clock()):
-                # Waits while the Envoy does not read; what comes meanwhile merges in the machine.
-                await context.write(response)
-            for event in machine.events():
-                self._tell(event)
-            self._on_change()
-            if connection.wake.is_set():
-                continue
-            deadline = machine.next_deadline()
-            try:
-                async with asyncio.timeout(None if deadline is None else max(0.0, deadline - self._clock())):
-                    await connection.wake.wait()
-            except TimeoutError:
-                pass
-
     # What is told
 
-    def _connected(self, connection: _Connection) -> None:
-        back = next((lost for lost in self._lost if lost[1] == connection.node), None)
+    def _written(self, connection: Connection) -> None:
+        for event in connection.machine.events():
+            self._tell(event)
+        self._on_change()
+
+    def _connected(self, connection: Connection) -> None:
+        kind = (connection.node, connection.method.only_type, connection.view)
+        back = next((lost for lost in self._lost if (lost.node, lost.only_type, lost.view) == kind), None)
         if back is not None:
             # One only: several Envoys may go by one node id.
             self._lost.remove(back)
         self._tell(Connected(connection.node, connection.peer))
 
-    def _ended(self, connection: _Connection, detail: str) -> None:
+    def _ended(self, connection: Connection, detail: str) -> None:
         now = self._clock()
         _add(self._ended_totals, connection.machine.counters())
         for event in connection.machine.events():
@@ -316,7 +281,8 @@ class XdsServer:
         if not self._closing and connection.node:
             # It goes on with the configuration that it has, and will be back in a moment, here or elsewhere.
             revision = connection.machine.converged_revision(now)
-            self._lost.append((now + self._settle_seconds, connection.node, revision))
+            until, only_type = now + self._settle_seconds, connection.method.only_type
+            self._lost.append(_Lost(until, connection.node, only_type, connection.view, revision))
             self._later(self._settle_seconds)
         self._tell(Disconnected(connection.node, connection.peer, detail))
         if not self._connections:
@@ -324,36 +290,8 @@ class XdsServer:
         self._on_change()
 
     def _tell(self, event: StreamEvent) -> None:
-        match event:
-            case Connected():
-                log.info("Envoy %s at %s: connected", event.node, event.peer)
-            case Disconnected():
-                log.info("Envoy %s at %s: disconnected, %s", event.node, event.peer, event.detail)
-            case Refused():
-                what = "; looking for the one to blame" if event.searching else ""
-                log.warning(
-                    "Envoy %s refused %s %s%s: %s",
-                    event.node,
-                    short_type(event.type_url),
-                    _listed(event.names),
-                    what,
-                    # Envoy prints the whole resource first, and the reason last.
-                    event.message if len(event.message) <= REASON else "… " + event.message[-REASON:],
-                )
-            case HeldTooLong():
-                log.warning(
-                    "Envoy %s is sent %s %s now, which waited too long for %s",
-                    event.node,
-                    short_type(event.type_url),
-                    _listed(event.names),
-                    _listed(event.waiting_for) if event.waiting_for else "its answer",
-                )
+        tell(event)
         self._on_event(event)
-
-
-def _listed(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:SHOWN]) or "nothing that was sent on this stream"
-    return f"{shown} and {len(names) - SHOWN} more" if len(names) > SHOWN else shown
 
 
 def _add(totals: dict[str, Counters], more: Mapping[str, Counters]) -> None:

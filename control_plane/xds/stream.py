@@ -67,19 +67,30 @@ class Stream(ABC):
         # "Basic Protocol Overview": only the first request is sure to carry the node.
         if request.HasField("node"):
             self.node, self.node_cluster = self.node or request.node.id, self.node_cluster or request.node.cluster
+        type_url = self._type_of(request)
+        self._take(type_url, request, now)
+        self._let_wait(now)
+
+    def asks_for(self, request: Any) -> tuple[str, Sequence[str]]:
+        """The type and the names that `receive` would subscribe to; WILDCARD stands for all. Raises ProtocolError."""
+        type_url = self._type_of(request)
+        names = self._new_names(type_url, request)
+        if not names and type_url in ROOTS and type_url not in self._subscriptions:
+            names = (WILDCARD,)
+        return type_url, names
+
+    def _type_of(self, request: Any) -> str:
         type_url = request.type_url or self._only_type
         if not type_url:
             # discovery.proto: the type may be left out only where the service's name says it.
             raise ProtocolError("a request on an aggregated stream must have a type_url")
         if self._only_type not in (None, type_url):
             raise ProtocolError(f"this service serves {self._only_type}, not {type_url}")
-        self._take(type_url, request, now)
-        self._let_wait(now)
+        return str(type_url)
 
-    @staticmethod
     @abstractmethod
-    def names_asked_for(request: Any) -> Sequence[str]:
-        """The names that a request of this variant subscribes to; WILDCARD may be among them."""
+    def _new_names(self, type_url: str, request: Any) -> Sequence[str]:
+        """The names that a request subscribes to."""
 
     @abstractmethod
     def _take(self, type_url: str, request: Any, now: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from contextlib import asynccontextmanager
 
 import grpc
@@ -12,6 +13,7 @@ from envoy.service.discovery.v3 import ads_pb2_grpc, discovery_pb2
 from control_plane.xds.events import Connected, Disconnected
 from control_plane.xds.server import SERVER_OPTIONS, XdsServer
 from control_plane.xds.table import ResourceTable
+from control_plane.xds.view import View
 from tests.support.waiting import eventually
 from tests.xds.client import CDS, EDS, cluster, endpoints, names, request
 
@@ -194,3 +196,33 @@ async def test_a_client_that_does_not_read_holds_nobody_up_and_gets_the_newest_s
         assert xds.totals()[EDS].sent < 60 + 25 + 10
         slow.cancel()
         quick.cancel()
+
+
+async def test_a_grpc_client_is_served_from_its_own_table_which_is_filled_as_it_asks():
+    table, lazy, asked = ResourceTable(), ResourceTable(), []
+
+    def wanted(type_url: str, names_wanted: Sequence[str]) -> None:
+        asked.append((type_url, tuple(names_wanted)))
+        xds.publish(lazy.update([endpoints(name, 7) for name in names_wanted], [], 5), view)
+
+    view = View("grpc", lazy, wanted, proxies=False)
+    async with serving(table, grpc_view=view) as (xds, stub, _):
+        begin(xds, table, endpoints("a", 1))
+        lazy.mark_ready()
+        xds.publish(lazy.update([], [], 5), view)
+        envoy, client = stub.DeltaAggregatedResources(), stub.DeltaAggregatedResources()
+        hello = first(EDS, "client", subscribe=["a"])
+        hello.node.user_agent_name = "gRPC C-core linux"
+        await client.write(hello)
+        await envoy.write(first(EDS, "envoy", subscribe=["a"]))
+        got = [await stream.read() for stream in (envoy, client)]
+        assert [response.resources[0].version for response in got] == [endpoints("a", n).version for n in (1, 7)]
+        assert asked == [(EDS, ("a",))]
+        assert xds.nodes == ("envoy",), "a client without a proxy reports no load"
+        assert [status.view for status in xds.streams] == ["grpc", "envoy"]
+        await envoy.write(request(EDS, nonce=got[0].nonce))
+        assert xds.converged_revision() == 0
+        await client.write(request(EDS, nonce=got[1].nonce))
+        await eventually(lambda: xds.converged_revision() == 5, "both ACKs")
+        envoy.cancel()
+        client.cancel()

@@ -1,0 +1,59 @@
+"""The gRPC services of xDS: their methods, and the machine that serves each.
+
+A generic handler without a response serializer lets a stream write bytes that were serialised once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+from envoy.service.discovery.v3 import discovery_pb2
+
+from control_plane.xds.delta import DeltaStream
+from control_plane.xds.stream import Stream
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One variant of the protocol."""
+
+    name: str
+    machine: type[Stream]
+    request: Any
+
+
+DELTA = Variant("delta", DeltaStream, discovery_pb2.DeltaDiscoveryRequest)
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """One streaming method. `only_type`: the service's own type; None where a stream carries all of them."""
+
+    service: str
+    name: str
+    variant: Variant
+    only_type: str | None = None
+
+
+AGGREGATED = "envoy.service.discovery.v3.AggregatedDiscoveryService"
+METHODS = (Method(AGGREGATED, "DeltaAggregatedResources", DELTA),)
+
+Serve = Callable[[Method, Any, "grpc.aio.ServicerContext[Any, Any]"], Awaitable[None]]
+
+
+def handlers(serve: Serve) -> Sequence[grpc.GenericRpcHandler]:
+    """What to hand to `grpc.aio.Server.add_generic_rpc_handlers`; `serve` is called for each stream."""
+    services: dict[str, dict[str, grpc.RpcMethodHandler[Any, Any]]] = {}
+    for method in METHODS:
+        services.setdefault(method.service, {})[method.name] = _handler(method, serve)
+    return tuple(grpc.method_handlers_generic_handler(name, methods) for name, methods in services.items())
+
+
+def _handler(method: Method, serve: Serve) -> grpc.RpcMethodHandler[Any, Any]:
+    async def behave(requests: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        await serve(method, requests, context)
+
+    return grpc.stream_stream_rpc_method_handler(behave, request_deserializer=method.variant.request.FromString)
