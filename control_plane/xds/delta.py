@@ -55,7 +55,9 @@ class DeltaStream(Stream):
             wanted |= dict.fromkeys(claimed)
         for name in wanted:
             # A cluster that this stream has sent already needs its endpoints after that, whatever the client holds.
-            again = subscription.type_url == CLUSTER_LOAD_ASSIGNMENT and (warms or name in self._order.warming)
+            # A client without clusters of ours warms none of them.
+            warming = (warms and name in self._table.entries(CLUSTER)) or name in self._order.warming
+            again = subscription.type_url == CLUSTER_LOAD_ASSIGNMENT and warming
             self._introduce(subscription, name, claimed.get(name), now, forced=again)
         # A wildcard client that has nothing must learn that there is nothing, or it waits for its fetch timeout.
         subscription.answer_owed = subscription.wildcard and not claimed

@@ -157,6 +157,11 @@ def test_a_reconnect_while_a_cluster_warms_gets_its_endpoints_again():
     assert talk.converged == talk.revision
 
 
+def test_a_reconnect_for_endpoints_of_clusters_that_are_not_ours_is_sent_nothing():
+    talk = Talk.about(EA)
+    assert talk.ask(EDS, ["a"], claimed=versions(EA)) == []
+
+
 def test_endpoints_that_the_client_has_are_sent_again_after_their_cluster_was():
     talk = Talk.about(A, EA)
     talk.ask(CDS, claimed={"a": "old"})
