@@ -4,6 +4,7 @@ revision, what etcd held at that revision; no event is lost and none comes twice
 `Picture` decides (pure); `follow` does the I/O. A broken watch is resumed after the last event delivered. It is trusted
 only once etcd has shown that it still remembers that revision as we do: a wiped or restored etcd has another past, and
 neither its cluster id (made from the members' addresses) nor its revision (it may have grown past ours) gives it away.
+After a list that needs no second one, for the watch is made on a stream that was there before the list.
 """
 
 from __future__ import annotations
@@ -118,15 +119,18 @@ async def follow(client: EtcdClient, prefix: str) -> AsyncIterator[Update]:
     relist = True
     while True:
         try:
-            if relist:
-                listing = await client.list(prefix)
-                if connected is False:
-                    yield Connection(True, f"listed {prefix} at revision {listing.revision}")
-                connected = True
-                yield picture.listed(listing)
-                relist = False
-            async with client.watch(prefix, picture.revision + 1) as watch:
-                if not picture.agrees(await client.list(prefix, revision=picture.revision)):
+            async with client.watch_stream(prefix) as stream:
+                if fresh := relist:
+                    await stream.prove()
+                    # No name for the list itself: it would be kept for as long as the watch lasts.
+                    update = picture.listed(await client.list(prefix))
+                    if connected is False:
+                        yield Connection(True, f"listed {prefix} at revision {picture.revision}")
+                    connected, relist = True, False
+                    yield update
+                    del update
+                watch = await stream.watch(picture.revision + 1)
+                if not fresh and not picture.agrees(await client.list(prefix, revision=picture.revision)):
                     raise _AnotherPastError
                 if not connected:
                     yield Connection(True, f"watching {prefix} on {watch.address} after revision {picture.revision}")

@@ -1,5 +1,10 @@
 """One watch on one member. Invariant: what it yields is in etcd's order and never splits a revision; when anything is
-amiss it raises, and the caller decides from where to watch again."""
+amiss it raises, and the caller decides from where to watch again.
+
+A stream lasts no longer than the member's process. So what is read after a member has answered on a stream, and before
+a watch is made on the same stream, comes from the same past as what the watch tells: etcd can't have been wiped or
+restored in between.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +20,8 @@ from registry.pb import etcd_pb2 as pb
 _WATCH = Method("/etcdserverpb.Watch/Watch", pb.WatchResponse)
 # Without it a watch on a member that lost its quorum stays silent for ever (etcd's `WithRequireLeader`).
 _REQUIRE_LEADER = (("hasleader", "true"),)
+_NEVER = 2**63 - 1
+"""A revision that no etcd reaches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +50,32 @@ class Watch:
         return WatchBatch(response.header.revision, events(response))
 
 
+class WatchStream:
+    """A stream to one member, on which a watch can be made."""
+
+    def __init__(self, stream: Stream[pb.WatchResponse], prefix: str, timeout: float) -> None:
+        self._stream, self._prefix, self._timeout = stream, prefix, timeout
+
+    async def watch(self, start_revision: int) -> Watch:
+        """Watch all keys under the prefix from a revision on; returns once etcd has confirmed it. Raises Compacted,
+        EtcdError."""
+        await self._create(start_revision, progress_notify=True)
+        return Watch(self._stream)
+
+    async def prove(self) -> None:
+        """Wait for a sign that the member is at the other end. Raises EtcdError."""
+        # A watch is the only question that every etcd answers on this stream. This one never has anything to tell.
+        await self._create(_NEVER, progress_notify=False)
+
+    async def _create(self, start_revision: int, *, progress_notify: bool) -> None:
+        key, end = prefix_range(self._prefix)
+        create = pb.WatchCreateRequest(
+            key=key, range_end=end, start_revision=start_revision, progress_notify=progress_notify
+        )
+        response = await self._stream.ask(pb.WatchRequest(create_request=create), self._timeout)
+        _raise_if_cancelled(response, self._stream.address)
+
+
 class WatchCalls:
     """etcd's Watch service."""
 
@@ -50,16 +83,17 @@ class WatchCalls:
         self._connection = connection
 
     @asynccontextmanager
+    async def watch_stream(self, prefix: str) -> AsyncIterator[WatchStream]:
+        """A stream for a watch of all keys under a prefix. Raises EtcdError, also from within the body."""
+        async with self._connection.stream(_WATCH, _REQUIRE_LEADER) as stream:
+            yield WatchStream(stream, prefix, self._connection.config.timeout)
+
+    @asynccontextmanager
     async def watch(self, prefix: str, start_revision: int) -> AsyncIterator[Watch]:
         """Watch all keys under a prefix from a revision on; entered once etcd has confirmed it. Raises Compacted,
         EtcdError, also from within the body."""
-        timeout = self._connection.config.timeout
-        key, end = prefix_range(prefix)
-        create = pb.WatchCreateRequest(key=key, range_end=end, start_revision=start_revision, progress_notify=True)
-        async with self._connection.stream(_WATCH, _REQUIRE_LEADER) as stream:
-            response = await stream.ask(pb.WatchRequest(create_request=create), timeout)
-            _raise_if_cancelled(response, stream.address)
-            yield Watch(stream)
+        async with self.watch_stream(prefix) as stream:
+            yield await stream.watch(start_revision)
 
 
 def _raise_if_cancelled(response: pb.WatchResponse, address: str) -> None:

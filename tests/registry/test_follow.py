@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
 
-from registry.etcd import EtcdClient, EtcdConfig, Put, Unavailable
-from registry.follow import Changes, Snapshot
+from registry.etcd import EtcdClient, EtcdConfig, Listing, Put, Unavailable
+from registry.follow import Changes, Snapshot, follow
 from tests.support.etcd import Etcd, EtcdCluster
 from tests.support.following import Followed, following
 from tests.support.processes import free_port
@@ -184,6 +184,48 @@ async def test_wiped_and_grown_past_the_known_revision_is_noticed(etcd: Etcd, cl
             await client.put(f"{PREFIX}{number}", b"2")
         await relay.open()
         await until(followed, {f"{PREFIX}{number}": b"2" for number in range(20)})
+
+
+class CountsLists(EtcdClient):
+    """A real client that knows how often it listed."""
+
+    lists = 0
+
+    async def list(self, prefix: str, *, revision: int = 0) -> Listing:
+        self.lists += 1
+        return await super().list(prefix, revision=revision)
+
+
+async def test_a_start_lists_once(etcd: Etcd) -> None:
+    """A list of a large registry costs as much as all of etcd's answers after it."""
+    async with CountsLists(EtcdConfig((etcd.endpoint,))) as client, following(client, PREFIX) as followed:
+        await eventually(lambda: followed.snapshots, "the snapshot")
+        await client.put(PREFIX + "a", b"1")
+        await until(followed, {PREFIX + "a": b"1"})
+        assert client.lists == 1
+
+
+@pytest.mark.scenario
+async def test_wiped_between_the_list_and_the_watch_is_noticed(etcd: Etcd, client: EtcdClient) -> None:
+    """etcd is wiped, and grows past the revision of the list, before the follower has come to its watch. Waits for the
+    follower to hold what etcd holds."""
+    await client.put(PREFIX + "old", b"1")
+    async with aclosing(follow(client, PREFIX)) as updates:
+        snapshot = await anext(updates)
+        assert isinstance(snapshot, Snapshot)
+        state = dict(snapshot.entries)
+        await asyncio.to_thread(etcd.kill)
+        await asyncio.to_thread(etcd.restart, empty=True)
+        await eventually(lambda: reachable(client), "etcd's return")
+        for number in range(20):
+            await client.put(f"{PREFIX}{number}", b"2")
+        async with asyncio.timeout(30):
+            async for update in updates:
+                if isinstance(update, Changes):
+                    assert update.relisted
+                    state = {key: value for key, value in {**state, **update.puts}.items() if key not in update.deletes}
+                    break
+        assert state == {f"{PREFIX}{number}": b"2" for number in range(20)}
 
 
 @pytest.mark.scenario
