@@ -10,7 +10,7 @@ import asyncio
 import logging
 import signal
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import replace
 from importlib.metadata import version
 
@@ -25,6 +25,7 @@ from control_plane.http import HttpServer
 from control_plane.inspection.inside import ENVOY_VIEW, Inside
 from control_plane.inspection.loop import LoopGate
 from control_plane.inspection.pages import Pages
+from control_plane.lasting import lasting_objects
 from control_plane.metrics import Metrics
 from control_plane.pipeline import Pipeline
 from control_plane.replica import DrainLedger, requests_in_flight
@@ -107,7 +108,8 @@ class ControlPlane:
             now = asyncio.get_running_loop().time()
             if isinstance(update, Connection):
                 self._connection_changed(update)
-            self._publish(self._pipeline.apply(update, now))
+            with lasting_objects() if isinstance(update, Snapshot) else nullcontext():
+                self._publish(self._pipeline.apply(update, now))
             if isinstance(update, Snapshot):
                 self._connected = True
                 await self._say_ready()

@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any, TypeVar
 
 
@@ -188,6 +189,8 @@ def encode_ready(record: ReadyRecord) -> bytes:
     )
 
 
+# An instance says the same of each of its models, so a whole registry holds few different values.
+@lru_cache(maxsize=4096)
 def decode_ready(raw: bytes) -> ReadyRecord:
     """Read a readiness record. Raises RecordError."""
     document = _document(raw)

@@ -1,7 +1,8 @@
 """ClusterLoadAssignments: which instances a cluster has now.
 
 Invariant: the bytes depend on the set of endpoints alone, not on the order in which they were learned. Endpoints are
-serialised once per version and protocol, and the cluster's name is spliced in front (see clusters.py).
+serialised one by one, once for all the models of their instance, and an assignment is put together from these bytes
+and its cluster's name (see clusters.py); it is byte for byte what protobuf serialises, which a test holds it to.
 """
 
 from __future__ import annotations
@@ -11,14 +12,15 @@ import logging
 from collections.abc import Iterable
 from functools import lru_cache
 from itertools import groupby
+from operator import attrgetter
 
-from envoy.config.core.v3 import health_check_pb2
-from envoy.config.endpoint.v3 import endpoint_pb2
+from envoy.config.core.v3 import base_pb2, health_check_pb2
+from envoy.config.endpoint.v3 import endpoint_components_pb2
 
 from control_plane.model import Endpoint, Health
 from control_plane.resources.clusters import Protocol
 from control_plane.resources.resource import CLUSTER_LOAD_ASSIGNMENT, Resource, pack_bytes
-from control_plane.resources.wire import string_field
+from control_plane.resources.wire import bytes_field, string_field
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +31,9 @@ _HEALTH = {
     Health.SUSPECT: health_check_pb2.UNKNOWN,
     Health.DRAINING: health_check_pb2.DRAINING,
 }
+
+
+_by_zone = attrgetter("zone")
 
 
 @lru_cache(maxsize=65536)
@@ -64,28 +69,31 @@ def _usable_endpoints(endpoints: Iterable[Endpoint], protocol: Protocol) -> list
     )
 
 
-def load_assignment_message(
-    name: str, endpoints: Iterable[Endpoint], protocol: Protocol
-) -> endpoint_pb2.ClusterLoadAssignment:
-    """The assignment of one cluster, as a message. Endpoints without a port for this protocol are left out."""
-    assignment = endpoint_pb2.ClusterLoadAssignment(cluster_name=name)
-    for zone, members in groupby(_usable_endpoints(endpoints, protocol), key=lambda endpoint: endpoint.zone):
-        locality = assignment.endpoints.add()
-        if zone:
-            locality.locality.zone = zone
-        for member in members:
-            entry = locality.lb_endpoints.add()
-            address = entry.endpoint.address.socket_address
-            address.address, address.port_value = member.address, _port(member, protocol)
-            entry.endpoint.hostname = member.instance
-            entry.health_status = _HEALTH[member.health]
-            entry.load_balancing_weight.value = max(1, member.capacity)
-    return assignment
+@lru_cache(maxsize=65536)
+def _entry(instance: str, address: str, port: int, health: Health, capacity: int) -> bytes:
+    """One of a locality's endpoints (endpoint_components.proto, LocalityLbEndpoints: lb_endpoints = 2)."""
+    entry = endpoint_components_pb2.LbEndpoint(health_status=_HEALTH[health])
+    entry.endpoint.hostname = instance
+    where = entry.endpoint.address.socket_address
+    where.address, where.port_value = address, port
+    entry.load_balancing_weight.value = max(1, capacity)
+    return bytes_field(2, entry.SerializeToString(deterministic=True))
+
+
+@lru_cache(maxsize=1024)
+def _zone(name: str) -> bytes:
+    """A locality's name (LocalityLbEndpoints: locality = 1); nothing for none."""
+    return bytes_field(1, base_pb2.Locality(zone=name).SerializeToString(deterministic=True))
 
 
 def serialised_endpoints(endpoints: Iterable[Endpoint], protocol: Protocol) -> bytes:
-    """A serialised assignment without its cluster's name."""
-    return bytes(load_assignment_message("", endpoints, protocol).SerializeToString(deterministic=True))
+    """A serialised assignment without its cluster's name. Endpoints without a port for this protocol are left out."""
+    localities = []
+    for zone, members in groupby(_usable_endpoints(endpoints, protocol), key=_by_zone):
+        entries = (_entry(m.instance, m.address, _port(m, protocol), m.health, m.capacity) for m in members)
+        # endpoint.proto, ClusterLoadAssignment: endpoints = 2
+        localities.append(bytes_field(2, _zone(zone) + b"".join(entries)))
+    return b"".join(localities)
 
 
 def load_assignment(name: str, serialised: bytes, model: str) -> Resource:

@@ -4,6 +4,7 @@ Envoy's own (`@xds`): an `@` or `%` of a model's name is always escaped. envoy/r
 
 from __future__ import annotations
 
+from functools import lru_cache
 from urllib.parse import quote
 
 GRPC_LISTENER = "grpc"
@@ -15,6 +16,8 @@ CLUSTER_HEADER = "x-modelplane-cluster"
 """Request header that the model router sets and the routes read."""
 
 
+# Asked for once per cluster of a model, one after the other.
+@lru_cache(maxsize=1024)
 def encode_model(name: str) -> str:
     """A model's name for a cluster's: all but `A-Za-z0-9_.:/+~-` percent-encoded, UTF-8, upper-case hex."""
     # quote() leaves A-Za-z0-9_.~- as they are by itself.

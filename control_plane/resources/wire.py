@@ -5,9 +5,13 @@ Invariant: what these give is what protobuf's own serialiser gives for the same 
 
 from __future__ import annotations
 
+_ONE_BYTE = tuple(bytes((value,)) for value in range(128))
+
 
 def varint(value: int) -> bytes:
     """A non-negative number as a base-128 varint."""
+    if value < 128:
+        return _ONE_BYTE[value]
     out = bytearray()
     while value > 127:
         out.append(value & 127 | 128)

@@ -25,8 +25,7 @@ BEGINNING = Moment(0, 0)
 """Before anything that we know of."""
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """A resource and when it came to be.
 
     `created` is not moved by later changes: an Envoy that has nothing of this name lacks every revision from there on.
@@ -37,8 +36,7 @@ class Entry:
     created: Moment
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(NamedTuple):
     """What happened to one name: `old` is None for a new one, `new` for a removed one; never both."""
 
     type_url: str

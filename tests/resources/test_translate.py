@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from control_plane.model import Endpoint, Health, Model
 from control_plane.resources.clusters import Protocol, cluster, cluster_message
-from control_plane.resources.endpoints import load_assignment_message
+from control_plane.resources.endpoints import load_assignment, serialised_endpoints
 from control_plane.resources.resource import CLUSTER, CLUSTER_LOAD_ASSIGNMENT, EXTENSION_CONFIG, Resource, pack
 from control_plane.resources.settings import DataPlaneSettings
 from control_plane.resources.translate import fleet_resources, has_rest, model_resources
@@ -116,7 +116,8 @@ def test_a_model_without_a_name_gives_nothing() -> None:
 def test_an_address_that_envoy_would_refuse_costs_one_endpoint_only(caplog: pytest.LogCaptureFixture) -> None:
     named = Endpoint("by-name", "server.example", 8500)
     scoped = Endpoint("link-local", "fe80::1%eth0", 8500)
-    message = load_assignment_message("m", (named, scoped, A), Protocol.GRPC)
+    resource = load_assignment("m", serialised_endpoints((named, scoped, A), Protocol.GRPC), "m")
+    message = unpack(resource, endpoint_pb2.ClusterLoadAssignment())
     assert [entry.endpoint.hostname for group in message.endpoints for entry in group.lb_endpoints] == ["a"]
     assert "instance by-name left out: its address 'server.example' is no IP address" in caplog.text
 
@@ -159,7 +160,7 @@ def test_the_template_is_the_message(protocol: Protocol) -> None:
 def test_the_order_of_endpoints_does_not_matter(known: list[Endpoint], chance: Any) -> None:
     shuffled = list(known)
     chance.shuffle(shuffled)
-    assert load_assignment_message("m", known, Protocol.GRPC) == load_assignment_message("m", shuffled, Protocol.GRPC)
+    assert serialised_endpoints(known, Protocol.GRPC) == serialised_endpoints(shuffled, Protocol.GRPC)
 
 
 def test_routers_hold_their_pins_and_wait_for_their_clusters() -> None:
