@@ -1,0 +1,142 @@
+"""What is done to a fleet: models added, moved and removed at a rate, control planes killed; always under load."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+
+from bench.churn.fleet import Fleet, Replica
+from bench.churn.probes import Probes
+from bench.churn.writers import Writer
+
+_FRONTIER = 40
+"""Half of the probes go to the models that changed last or will change next: that is where order shows."""
+
+
+def name(number: int) -> str:
+    """A model's name."""
+    return f"m{number:05d}"
+
+
+@dataclass
+class Course:
+    """Where the churn is. `served`: models that every Envoy has acknowledged, and when that was known; `removed`: when
+    the removal of a model began."""
+
+    total: int
+    done: int = 0
+    served: dict[str, float] = field(default_factory=dict)
+    removed: dict[str, float] = field(default_factory=dict)
+    chance: random.Random = field(default_factory=lambda: random.Random(1))
+
+    def choose(self) -> str:
+        """The model of the next probe."""
+        if self.chance.random() < 0.5:
+            return name(self.chance.randrange(self.total))
+        low = max(0, self.done - _FRONTIER)
+        return name(self.chance.randrange(low, min(self.total, self.done + _FRONTIER // 2)))
+
+
+async def _paced(count: int, rate: float, step: Callable[[int], Awaitable[None]], course: Course) -> None:
+    """`step` for 0, 1, … at `rate` a second; late ones are caught up with at once."""
+    started = time.monotonic()
+    for number in range(count):
+        await asyncio.sleep(max(0.0, started + number / rate - time.monotonic()))
+        await step(number)
+        course.done = number + 1
+
+
+async def add(fleet: Fleet, course: Course, rate: float, *, writers: Sequence[Writer] | None = None) -> float:
+    """Add all models, each on one instance, in turn; seconds from the last write until every Envoy had everything."""
+    writers = writers or fleet.writers
+    for place, writer in enumerate(writers):
+        await writer.hold(*((name(number), 1) for number in range(place, course.total, len(writers))))
+
+    async def step(number: int) -> None:
+        writers[number % len(writers)].ready((name(number), 1))
+
+    await _paced(course.total, rate, step, course)
+    return await converge(fleet, course, writers)
+
+
+async def converge(fleet: Fleet, course: Course, writers: Sequence[Writer]) -> float:
+    """Seconds until every Envoy has acknowledged all that these have written."""
+    revision = max([await writer.flush() for writer in writers])
+    started = time.monotonic()
+    await fleet.convergence.until(revision)
+    ended = time.monotonic()
+    for number in range(course.total):
+        if name(number) not in course.removed:
+            course.served.setdefault(name(number), ended)
+    return ended - started
+
+
+async def move(fleet: Fleet, course: Course, rate: float) -> float:
+    """Move every model from its instance to the next one, as monitors would: registered there, draining here, and
+    unloaded once every Envoy has acknowledged that; seconds from the last write until all were unloaded."""
+    writers = fleet.writers
+    finishing: list[asyncio.Task[None]] = []
+    moved: list[tuple[Writer, str]] = []
+    course.done = 0
+
+    async def finish(batch: list[tuple[Writer, str]]) -> None:
+        revision = max([await writer.flush() for writer in {writer for writer, _ in batch}])
+        await fleet.convergence.until(revision)
+        for writer, model in batch:
+            writer.gone((model, 1))
+        for writer in {writer for writer, _ in batch}:
+            await writer.drop(*((model, 1) for owner, model in batch if owner is writer))
+
+    async def step(number: int) -> None:
+        old, new = writers[number % len(writers)], writers[(number + 1) % len(writers)]
+        servable = name(number), 1
+        await new.hold(servable)
+        new.ready(servable)
+        await new.flush()
+        old.draining(servable)
+        moved.append((old, name(number)))
+        if len(moved) >= max(1, int(rate / 5)):
+            finishing.append(asyncio.create_task(finish(moved.copy())))
+            moved.clear()
+
+    await _paced(course.total, rate, step, course)
+    last = time.monotonic()
+    finishing.append(asyncio.create_task(finish(moved.copy())) if moved else asyncio.create_task(asyncio.sleep(0)))
+    await asyncio.gather(*finishing)
+    await converge(fleet, course, writers)
+    return time.monotonic() - last
+
+
+async def remove(fleet: Fleet, course: Course, rate: float, count: int) -> float:
+    """Remove the first `count` models from the fleet, as monitors would; seconds until every Envoy had forgotten."""
+    course.done = 0
+
+    async def step(number: int) -> None:
+        model = name(number)
+        course.removed[model] = time.monotonic()
+        # Where it is: a move may have come before.
+        for writer in fleet.writers:
+            writer.gone((model, 1))
+
+    await _paced(count, rate, step, course)
+    return await converge(fleet, course, fleet.writers)
+
+
+async def kill_each(fleet: Fleet, pause: float, on_return: Callable[[Replica], None] = lambda replica: None) -> int:
+    """kill -9 every control plane in turn and then all at once, each `pause` seconds after the last was back; how many
+    kills that were."""
+    groups = [[replica] for replica in fleet.replicas]
+    if len(groups) > 1:
+        groups.append(list(fleet.replicas))
+    for group in groups:
+        await asyncio.sleep(pause)
+        for replica in group:
+            fleet.kill(replica)
+        await asyncio.sleep(pause)
+        await asyncio.gather(*(fleet.restart(replica) for replica in group))
+        for replica in group:
+            on_return(replica)
+    return sum(map(len, groups))
