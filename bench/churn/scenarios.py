@@ -83,12 +83,11 @@ async def move(fleet: Fleet, course: Course, rate: float) -> float:
     course.done = 0
 
     async def finish(batch: list[tuple[Writer, str]]) -> None:
-        revision = max([await writer.flush() for writer in {writer for writer, _ in batch}])
-        await fleet.convergence.until(revision)
-        for writer, model in batch:
-            writer.gone((model, 1))
         for writer in {writer for writer, _ in batch}:
-            await writer.drop(*((model, 1) for owner, model in batch if owner is writer))
+            servables = [(model, 1) for owner, model in batch if owner is writer]
+            await fleet.convergence.until(await writer.flush(), drained=writer.name)
+            await writer.drop(*servables)
+            writer.gone(*servables)
 
     async def step(number: int) -> None:
         old, new = writers[number % len(writers)], writers[(number + 1) % len(writers)]

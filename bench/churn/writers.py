@@ -103,12 +103,18 @@ class Convergence:
                 planes[key.replica] = decode_plane(entry.value)
         return planes
 
-    async def until(self, revision: int, timeout: float = 60.0) -> None:
-        """Wait until every Envoy has acknowledged this revision, as a monitor that drains does."""
+    async def until(self, revision: int, drained: str = "", timeout: float = 60.0) -> None:
+        """Wait until every Envoy has acknowledged this revision and, as a monitor that drains does, until none of them
+        has a request in flight for what the instance `drained` drains."""
         planes: Mapping[str, PlaneRecord] = {}
+
+        def done(plane: PlaneRecord) -> bool:
+            quiet = not drained or not plane.envoys or plane.draining.get(drained) == 0
+            return plane.converged_revision >= revision and quiet
+
         try:
             async with asyncio.timeout(timeout):
-                while not planes or any(plane.converged_revision < revision for plane in planes.values()):
+                while not planes or not all(map(done, planes.values())):
                     await asyncio.sleep(0.02)
                     planes = await self.planes()
         except TimeoutError:
