@@ -41,13 +41,9 @@ class DeltaStream(Stream):
         # "How the client specifies what resources to return": never having named any is the old way to say "*"; only
         # listeners and clusters have it.
         subscription.wildcard = WILDCARD in names or (not names and subscription.type_url in ROOTS)
-        # envoy#36951: an Envoy that reconnects while a cluster warms asks for EDS and withholds its CDS subscription
-        # until the cluster is active, for which it needs EDS again, changed or not.
-        warms = (
-            subscription.type_url == CLUSTER_LOAD_ASSIGNMENT
-            and self._only_type is None
-            and CLUSTER not in self._subscriptions
-        )
+        endpoints = subscription.type_url == CLUSTER_LOAD_ASSIGNMENT
+        if endpoints and self._only_type is None and CLUSTER not in self._subscriptions:
+            self._expect_clusters(now)
         wanted = dict.fromkeys(subscription.names)
         if subscription.wildcard:
             wanted |= dict.fromkeys(self._table.entries(subscription.type_url))
@@ -55,9 +51,7 @@ class DeltaStream(Stream):
             wanted |= dict.fromkeys(claimed)
         for name in wanted:
             # A cluster that this stream has sent already needs its endpoints after that, whatever the client holds.
-            # A client without clusters of ours warms none of them.
-            warming = (warms and name in self._table.entries(CLUSTER)) or name in self._order.warming
-            again = subscription.type_url == CLUSTER_LOAD_ASSIGNMENT and warming
+            again = endpoints and name in self._order.warming
             self._introduce(subscription, name, claimed.get(name), now, forced=again)
         # A wildcard client that has nothing must learn that there is nothing, or it waits for its fetch timeout.
         subscription.answer_owed = subscription.wildcard and not claimed

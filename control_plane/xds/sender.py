@@ -126,7 +126,8 @@ class Sender:
         if first is None or not (self._order.released or self._overdue(subscription, first, now)):
             return
         for name in (first, *names):
-            if self._order.free(name):
+            # Who asks is answered: it asks because it has not got it, so nothing that it holds can be in the way.
+            if subscription.items[name].forced or self._order.free(name):
                 yield name
             elif self._overdue(subscription, name, now):
                 self._late[name] = None

@@ -58,6 +58,7 @@ class Stream(ABC):
         self._subscriptions: dict[str, Subscription] = {}
         self._events: list[StreamEvent] = []
         self._suspects: list[tuple[float, frozenset[str]]] = []
+        self._clusters_expected_by: float | None = None
         self._sender = Sender(table, self._subscriptions, self._order, self._limits, self._frame, self._held_too_long)
         self.node = ""
         self.node_cluster = ""
@@ -122,12 +123,15 @@ class Stream(ABC):
         """The serialised responses that are to be written now, in this order."""
         self._settle(now)
         self._give_up_suspects(now)
+        self._end_warming(now)
         self._let_wait(now)
         return self._sender.outgoing(now)
 
     def next_deadline(self) -> float | None:
         """When `outgoing` is to be called again if nothing else happens; None: no need."""
         times = [time for time, _ in self._suspects[:1]]
+        if self._clusters_expected_by is not None:
+            times.append(self._clusters_expected_by)
         if not self._order.settled:
             times.append(self._settle_until)
         sender = self._sender.next_deadline()
@@ -280,6 +284,27 @@ class Stream(ABC):
                 if endpoints is None or not endpoints.tracks(name):
                     self._order.cluster_gone(name)
 
+    def _expect_clusters(self, now: float) -> None:
+        """envoy#36951: an Envoy that reconnects while a cluster warms asks for EDS first, and for CDS once no cluster
+        warms. What it lacks it asks for, and it comes back to CDS as soon as it has that; then nothing that it has is
+        to be sent again. Only if it doesn't come does it warm a changed cluster, which needs EDS again, changed or not.
+        """
+        self._clusters_expected_by = now + self._limits.suspect_seconds
+
+    def _end_warming(self, now: float) -> None:
+        if self._clusters_expected_by is None:
+            return
+        if CLUSTER in self._subscriptions:
+            self._clusters_expected_by = None
+        elif now >= self._clusters_expected_by:
+            self._clusters_expected_by = None
+            endpoints = self._subscriptions[CLUSTER_LOAD_ASSIGNMENT]
+            clusters = self._table.entries(CLUSTER)
+            for name, entry in self._table.entries(CLUSTER_LOAD_ASSIGNMENT).items():
+                # A client without clusters of ours warms none of them.
+                if endpoints.tracks(name) and name in clusters:
+                    self._mark(endpoints, name, entry.resource.version, self._table.moment, now, forced=True)
+
     # What is due
 
     def _mark(
@@ -320,9 +345,10 @@ class Stream(ABC):
                 del self._order.waiting[key]
         clusters = self._subscriptions.get(CLUSTER)
         endpoints = self._subscriptions.get(CLUSTER_LOAD_ASSIGNMENT)
-        blind = clusters is not None and endpoints is None and bool(self._table.entries(CLUSTER_LOAD_ASSIGNMENT))
-        # envoy#36951 again: it withholds its CDS subscription, and lacks what was added since it had one.
-        paused = clusters is None and self._only_type is None and bool(self._table.entries(CLUSTER))
+        blind = clusters is not None and endpoints is None and self._needs_endpoints(clusters)
+        # envoy#36951 again: it withholds its CDS subscription, and lacks what was added since it had one. (Without EDS
+        # either, it is one that asks for clusters on demand and has had no demand yet.)
+        paused = clusters is None and endpoints is not None and self._only_type is None
         for type_url, subscription in self._subscriptions.items():
             if type_url in _PAIR:
                 continue
@@ -337,6 +363,11 @@ class Stream(ABC):
                     # It has not said yet what clusters or EDS it holds: after a reconnect that may be old.
                     continue
                 self._order.wait(resource, deadline, endpoints, self._sender.sequence, everything=everything)
+
+    def _needs_endpoints(self, clusters: Subscription) -> bool:
+        """Whether a client with these clusters is to ask for EDS; one that names only unknown clusters is not."""
+        assignments = self._table.entries(CLUSTER_LOAD_ASSIGNMENT)
+        return bool(assignments) if clusters.wildcard else any(name in assignments for name in clusters.names)
 
     def _held_too_long(self, type_url: str, names: tuple[str, ...], waiting_for: tuple[str, ...]) -> None:
         self._events.append(HeldTooLong(self.node, type_url, names, waiting_for))

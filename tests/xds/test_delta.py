@@ -146,12 +146,14 @@ def test_a_reconnect_with_nothing_changed_is_sent_nothing():
     assert talk.converged == talk.revision
 
 
-def test_a_reconnect_while_a_cluster_warms_gets_its_endpoints_again():
+def test_a_reconnect_while_a_changed_cluster_warms_gets_its_endpoints_again():
     """envoy#36951: EDS is subscribed first and CDS withheld until the cluster, which needs EDS again, is active."""
     talk = Talk.about(A, EA)
     (response,) = talk.ask(EDS, ["a", "nowhere"], claimed=versions(EA))
+    assert (names(response), list(response.removed_resources)) == ([], ["nowhere"])
+    talk.ack_all()
+    (response,) = talk.wait(1.0)
     assert names(response) == ["a"]
-    assert list(response.removed_resources) == ["nowhere"]
     talk.ack_all()
     assert talk.ask(CDS, claimed=versions(A)) == []
     assert talk.converged == talk.revision
@@ -160,6 +162,18 @@ def test_a_reconnect_while_a_cluster_warms_gets_its_endpoints_again():
 def test_a_reconnect_for_endpoints_of_clusters_that_are_not_ours_is_sent_nothing():
     talk = Talk.about(EA)
     assert talk.ask(EDS, ["a"], claimed=versions(EA)) == []
+    assert talk.wait(30.0) == []
+
+
+def test_a_reconnect_while_a_new_cluster_warms_gets_what_it_lacks_and_nothing_else():
+    """It says that it has no EDS of the new one; with that, the cluster is active, and CDS is asked for."""
+    talk = Talk.about(A, EA, B, EB)
+    (response,) = talk.ask(EDS, ["a", "b"], claimed=versions(EA))
+    assert names(response) == ["b"]
+    talk.ack_all()
+    assert talk.ask(CDS, claimed=versions(A, B)) == []
+    assert talk.wait(30.0) == []
+    assert talk.converged == talk.revision
 
 
 def test_endpoints_that_the_client_has_are_sent_again_after_their_cluster_was():

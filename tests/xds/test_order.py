@@ -253,6 +253,8 @@ def test_a_router_waits_for_a_client_that_has_not_asked_for_its_clusters_yet():
 
 def test_a_router_is_not_held_for_ever_from_a_client_that_never_asks_for_clusters():
     talk = Talk.about(cluster("a"), router("a"), gate_seconds=10.0)
+    talk.ask(EDS, ["a"])
+    talk.ack_all()
     assert talk.ask(ECDS, ["router"]) == []
     assert talk.stream.next_deadline() is not None
     assert talk.wait(9.9) == []

@@ -16,7 +16,8 @@ FIXED = {LDS: ["grpc"], ECDS: ["router"]}
 
 class Session(RuleBasedStateMachine):
     """One client that behaves as Envoy does: it applies responses in order, asks for the EDS of clusters that it has,
-    answers late, and withholds CDS answers while a cluster warms. It never waits for a deadline: the clock stands."""
+    answers late, and withholds CDS answers while a cluster warms. The clock stands: nothing is to wait for a deadline,
+    but for the one that a changed cluster needs which warms while the client reconnects."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -71,6 +72,7 @@ class Session(RuleBasedStateMachine):
         self.stream = DeltaStream(self.table, 0.0)
         self.in_flight: list[Response] = []
         self.unanswered: list[Response] = []
+        self.waited = False
         self.asked: set[str] = set()
         self.refused.clear()
         self.cds_paused_since_start = bool(self.held[CDS].keys() - self.warm)
@@ -123,7 +125,7 @@ class Session(RuleBasedStateMachine):
         self.refused -= {(kind, name) for name in touched}
         for resource in response.resources:
             before = self.claimed_and_known.pop((kind, resource.name), None)
-            if not (kind == EDS and (resource.name not in self.warm or self.cds_paused_since_start)):
+            if not (kind == EDS and resource.name not in self.warm) and not self.waited:
                 assert before != resource.version, "sent again though it had it"
             self.held[kind][resource.name] = resource.version
         for name in response.removed_resources:
@@ -209,7 +211,10 @@ class Session(RuleBasedStateMachine):
                 self.apply(refuse=False)
             self.write(1)
             if not self.to_ask and not self.in_flight:
-                break
+                if not self.cds_paused_since_start or self.waited:
+                    break
+                # A changed cluster warms: only then is it sent EDS again that it has, and only after a while.
+                self.now, self.waited = self.now + 1.0, True
         if self.refused:
             return
         assert {name: r.resource.version for name, r in self.table.entries(CDS).items()} == self.held[CDS]
