@@ -20,8 +20,8 @@ Key = tuple[str, str]
 
 @dataclass
 class Audit:
-    """What was sent on one stream, or on several. `again`: unasked for and equal to what the Envoy held; its names are
-    in `names`. `after_cluster`: endpoints equal to what it held, after their cluster. `removed`: held and taken away."""
+    """What was sent on one stream, or on several. `again`: unasked for and equal to what the Envoy held, its names in
+    `names`. `after_cluster`: endpoints equal to what it held, after their cluster. `removed`: held and taken away."""
 
     streams: int = 0
     held_at_start: int = 0

@@ -147,9 +147,8 @@ class Fleet:
     async def start_envoy(self) -> Envoy:
         """One more Envoy, which knows of every control plane; waits until it serves."""
         number = len(self.envoys)
-        taps = []
-        for replica in self.replicas if self._tapped else ():
-            taps.append(await self._stack.enter_async_context(Tap(free_port(), replica.xds_port)))
+        tapped = self.replicas if self._tapped else []
+        taps = [await self._stack.enter_async_context(Tap(free_port(), replica.xds_port)) for replica in tapped]
         self.taps.append(taps)
         addresses = [tap.port for tap in taps] or [replica.xds_port for replica in self.replicas]
         admin = free_port()

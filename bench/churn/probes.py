@@ -14,6 +14,7 @@ import grpc.aio
 
 from bench.churn.verdict import Outcome
 from bench.messages import METHOD, predict_request
+from tests.support.waiting import eventually
 
 
 @cache
@@ -70,8 +71,7 @@ class Probes:
     async def more(self, count: int) -> None:
         """Wait until `count` more requests have ended."""
         goal = len(self.outcomes) + count
-        while len(self.outcomes) < goal:
-            await asyncio.sleep(0.01)
+        await eventually(lambda: len(self.outcomes) >= goal, f"{count} more requests", 60)
 
 
 async def ask(call: Any, model: str, number: int = 0, timeout: float = 20.0) -> Outcome:

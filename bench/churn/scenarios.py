@@ -9,7 +9,6 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 from bench.churn.fleet import Fleet, Replica
-from bench.churn.probes import Probes
 from bench.churn.writers import Writer
 
 _FRONTIER = 40
