@@ -6,8 +6,6 @@ resources of the models that changed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from control_plane.catalog import Catalog
 from control_plane.model import Model
 from control_plane.resources.names import grpc_cluster, rest_cluster
@@ -29,6 +27,8 @@ class Pipeline:
         self.catalog = catalog
         self.table = table
         self._settings = settings
+        self.changed: frozenset[str] = frozenset()
+        """The models that the last step changed, for whoever else translates them."""
         self._names: dict[str, frozenset[tuple[str, str]]] = {}
         self._pins: dict[str, int] = {}
         self._fleet_is_stale = True
@@ -66,7 +66,8 @@ class Pipeline:
             for version in (draining, None)
         )
 
-    def _translate(self, changed: Iterable[str]) -> TableChange:
+    def _translate(self, changed: frozenset[str]) -> TableChange:
+        self.changed = changed
         puts: list[Resource] = []
         removes: list[tuple[str, str]] = []
         for name in sorted(changed):

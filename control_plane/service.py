@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import replace
 from importlib.metadata import version
@@ -28,6 +28,7 @@ from control_plane.inspection.pages import Pages
 from control_plane.lasting import lasting_objects
 from control_plane.metrics import Metrics
 from control_plane.pipeline import Pipeline
+from control_plane.proxyless_view import ProxylessView
 from control_plane.replica import DrainLedger, requests_in_flight
 from control_plane.resources.resource import CLUSTER, CLUSTER_LOAD_ASSIGNMENT, EXTENSION_CONFIG, LISTENER
 from control_plane.suspects import SuspectPolicy
@@ -35,6 +36,7 @@ from control_plane.xds.events import short_type
 from control_plane.xds.load_reports import LoadReportServer
 from control_plane.xds.server import SERVER_OPTIONS, XdsServer
 from control_plane.xds.table import ResourceTable, TableChange
+from control_plane.xds.view import View
 from registry.addresses import split_address
 from registry.etcd import EtcdClient
 from registry.follow import Connection, Snapshot, follow
@@ -70,9 +72,17 @@ class ControlPlane:
             config.data_plane,
             empty_grace=config.empty_registry_grace,
         )
-        self._xds = XdsServer(self._table, on_change=self._stirred, settle_seconds=config.settle_time)
+        self._proxyless = ProxylessView(self._pipeline.catalog.models, config.data_plane)
+        self._grpc_view = View("grpc", self._proxyless.table, self._asked_by_grpc, proxies=False)
+        self._xds = XdsServer(
+            self._table,
+            on_change=self._stirred,
+            settle_seconds=config.settle_time,
+            grpc_view=self._grpc_view,
+        )
+        views = {ENVOY_VIEW: self._table, self._grpc_view.name: self._proxyless.table}
         # The version is found out once: it takes a look at the disk.
-        self._inside = Inside(config.replica_name, version("modelplane"), self._xds, {ENVOY_VIEW: self._table})
+        self._inside = Inside(config.replica_name, version("modelplane"), self._xds, views)
         self._loads = LoadReportServer(on_change=self._stirred, nodes=lambda: self._xds.expected_nodes)
         self._health = HealthServicer()
         self._ledger = DrainLedger()
@@ -151,7 +161,16 @@ class ControlPlane:
     def _publish(self, change: TableChange) -> None:
         self._ledger.update(self._pipeline.catalog.draining, self._pipeline.catalog.revision)
         self._xds.publish(change)
+        if self._table.ready:
+            self._proxyless.table.mark_ready()
+        revision = self._pipeline.catalog.revision
+        self._xds.publish(self._proxyless.update(self._pipeline.changed, revision), self._grpc_view)
         self._stirred()
+
+    def _asked_by_grpc(self, type_url: str, names: Sequence[str]) -> None:
+        change = self._proxyless.ask(type_url, names, self._pipeline.catalog.revision)
+        if change is not None:
+            self._xds.publish(change, self._grpc_view)
 
     def _stirred(self) -> None:
         self._moved.set()

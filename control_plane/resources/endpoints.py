@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 # What is SUSPECT is used like any other, so that a registry that loses its leases takes nobody out of service; if it is
 # really gone, connections to it fail and outlier detection leaves it out.
-_HEALTH = {
+HEALTH = {
     Health.READY: health_check_pb2.UNKNOWN,
     Health.SUSPECT: health_check_pb2.UNKNOWN,
     Health.DRAINING: health_check_pb2.DRAINING,
@@ -46,14 +46,16 @@ def _usable(address: str) -> bool:
     return getattr(parsed, "scope_id", None) is None
 
 
-def _port(endpoint: Endpoint, protocol: Protocol) -> int:
+def port_of(endpoint: Endpoint, protocol: Protocol) -> int:
+    """Where this endpoint is asked in this protocol; 0: nowhere."""
     return endpoint.grpc_port if protocol is Protocol.GRPC else endpoint.rest_port
 
 
-def _usable_endpoints(endpoints: Iterable[Endpoint], protocol: Protocol) -> list[Endpoint]:
+def usable_endpoints(endpoints: Iterable[Endpoint], protocol: Protocol) -> list[Endpoint]:
+    """Those that a client can be told of, in an order that depends on themselves alone."""
     usable = []
     for endpoint in endpoints:
-        if not _port(endpoint, protocol):
+        if not port_of(endpoint, protocol):
             continue
         if not _usable(endpoint.address):
             # Envoy would refuse the whole assignment, and with it the model's good instances.
@@ -65,14 +67,14 @@ def _usable_endpoints(endpoints: Iterable[Endpoint], protocol: Protocol) -> list
             continue
         usable.append(endpoint)
     return sorted(
-        usable, key=lambda endpoint: (endpoint.zone, endpoint.instance, endpoint.address, _port(endpoint, protocol))
+        usable, key=lambda endpoint: (endpoint.zone, endpoint.instance, endpoint.address, port_of(endpoint, protocol))
     )
 
 
 @lru_cache(maxsize=65536)
 def _entry(instance: str, address: str, port: int, health: Health, capacity: int) -> bytes:
     """One of a locality's endpoints (endpoint_components.proto, LocalityLbEndpoints: lb_endpoints = 2)."""
-    entry = endpoint_components_pb2.LbEndpoint(health_status=_HEALTH[health])
+    entry = endpoint_components_pb2.LbEndpoint(health_status=HEALTH[health])
     entry.endpoint.hostname = instance
     where = entry.endpoint.address.socket_address
     where.address, where.port_value = address, port
@@ -89,8 +91,8 @@ def _zone(name: str) -> bytes:
 def serialised_endpoints(endpoints: Iterable[Endpoint], protocol: Protocol) -> bytes:
     """A serialised assignment without its cluster's name. Endpoints without a port for this protocol are left out."""
     localities = []
-    for zone, members in groupby(_usable_endpoints(endpoints, protocol), key=_by_zone):
-        entries = (_entry(m.instance, m.address, _port(m, protocol), m.health, m.capacity) for m in members)
+    for zone, members in groupby(usable_endpoints(endpoints, protocol), key=_by_zone):
+        entries = (_entry(m.instance, m.address, port_of(m, protocol), m.health, m.capacity) for m in members)
         # endpoint.proto, ClusterLoadAssignment: endpoints = 2
         localities.append(bytes_field(2, _zone(zone) + b"".join(entries)))
     return b"".join(localities)

@@ -28,9 +28,9 @@ _LUA = "type.googleapis.com/envoy.extensions.filters.http.lua.v3.Lua"
 _HCM: TypeAlias = http_connection_manager_pb2.HttpConnectionManager
 _Route: TypeAlias = route_components_pb2.Route
 
-_PREDICTION = "/tensorflow.serving.PredictionService/"
-_GET_MODEL_STATUS = "/tensorflow.serving.ModelService/GetModelStatus"
-_SESSION_RUN = "/tensorflow.serving.SessionService/SessionRun"
+PREDICTION = "/tensorflow.serving.PredictionService/"
+GET_MODEL_STATUS = "/tensorflow.serving.ModelService/GetModelStatus"
+SESSION_RUN = "/tensorflow.serving.SessionService/SessionRun"
 
 
 def listeners(settings: DataPlaneSettings) -> tuple[Resource, ...]:
@@ -101,12 +101,12 @@ def _grpc_manager(settings: DataPlaneSettings) -> _HCM:
     manager.codec_type = _HCM.HTTP2
     routes = manager.route_config.virtual_hosts.add(name=GRPC_LISTENER, domains=["*"]).routes
     # Pure reads, which may be sent twice: what a retry finds is what the first attempt would have found.
-    for path in (_PREDICTION, _GET_MODEL_STATUS):
+    for path in (PREDICTION, GET_MODEL_STATUS):
         route = _route(path, Protocol.GRPC, settings)
         _retry(route, "connect-failure,refused-stream,reset,unavailable", settings)
         routes.append(route)
     # SessionRun may run any op, one that changes state too.
-    routes.append(_route(_SESSION_RUN, Protocol.GRPC, settings))
+    routes.append(_route(SESSION_RUN, Protocol.GRPC, settings))
     manager.route_config.name = GRPC_LISTENER
     manager.local_reply_config.CopyFrom(local_replies.grpc(settings))
     return manager

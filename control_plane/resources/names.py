@@ -5,12 +5,15 @@ Envoy's own (`@xds`): an `@` or `%` of a model's name is always escaped. envoy/r
 from __future__ import annotations
 
 from functools import lru_cache
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 GRPC_LISTENER = "grpc"
 REST_LISTENER = "rest"
 GRPC_ROUTER = "model_router_grpc"
 REST_ROUTER = "model_router_rest"
+
+NOWHERE = "@nowhere"
+"""A cluster without an instance, for the routes of gRPC clients that lead to none."""
 
 CLUSTER_HEADER = "x-modelplane-cluster"
 """Request header that the model router sets and the routes read."""
@@ -33,3 +36,20 @@ def grpc_cluster(model: str, version: int | None = None) -> str:
 def rest_cluster(model: str, version: int | None = None) -> str:
     """The same for REST ports."""
     return f"@rest/{grpc_cluster(model, version)}"
+
+
+def read_name(name: str) -> tuple[str, str]:
+    """What a gRPC client's `MODEL` or `MODEL@VERSION` means: the model's name, and the cluster's (`grpc_cluster`).
+
+    A client may escape less than that, but for a `%` or `@` of the model's own name. Of what is no name of ours the
+    cluster is none of ours either.
+    """
+    encoded, at, version = name.partition("@")
+    model = unquote(encoded)
+    return model, f"{encode_model(model)}{at}{version}"
+
+
+def grpc_target(model: str, version: int | None = None) -> str:
+    """What a gRPC client without a proxy opens its channel to. The name is escaped twice: once because it is a
+    cluster's, and once more because a target is a URI."""
+    return f"xds:///{quote(grpc_cluster(model, version), safe='/:+@')}"
