@@ -15,6 +15,7 @@ _XDS_ADDRESS = "address: 127.0.0.1, port_value: 18000 } } } # xDS address"
 _XDS_ENDPOINT = f"              - endpoint: {{ address: {{ socket_address: {{ {_XDS_ADDRESS}\n"
 _ADMIN = "address: 127.0.0.1, port_value: 9901 } } # admin address"
 _NODE_ID = "id: modelplane-envoy # node id"
+_ALL_CLUSTERS = "  cds_config: { ads: {}, resource_api_version: V3, initial_fetch_timeout: 0s } # all clusters\n"
 
 
 @cache
@@ -37,9 +38,11 @@ def render_bootstrap(
     *,
     admin: str = "127.0.0.1:9901",
     node_id: str = "modelplane-envoy",
+    on_demand_clusters: bool = False,
 ) -> str:
     """The bootstrap as YAML text. `xds`: each control plane's HOST:PORT, tried in turn until one answers; `admin`:
-    where Envoy's admin interface listens; `node_id`: unique per Envoy, so that a control plane can name it.
+    where Envoy's admin interface listens; `node_id`: unique per Envoy, so that a control plane can name it;
+    `on_demand_clusters`: it doesn't ask for every model's clusters at its start (DataPlaneSettings.on_demand_clusters).
 
     Raises ValueError for an address that is none, or no address.
     """
@@ -52,6 +55,8 @@ def render_bootstrap(
         lines.append(_XDS_ENDPOINT.replace("address: 127.0.0.1, port_value: 18000", target))
     host, port = split_address(admin)
     text = read_envoy_file("bootstrap.yaml")
+    if on_demand_clusters:
+        text = _replace(text, _ALL_CLUSTERS, "")
     text = _replace(text, _XDS_ENDPOINT, "".join(lines))
     text = _replace(text, _ADMIN, f"address: {_scalar(host)}, port_value: {port} }} }} # admin address")
     return _replace(text, _NODE_ID, f"id: {_scalar(node_id)} # node id")

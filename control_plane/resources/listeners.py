@@ -13,6 +13,7 @@ from envoy.config.common.mutation_rules.v3 import mutation_rules_pb2
 from envoy.config.core.v3 import config_source_pb2
 from envoy.config.listener.v3 import listener_pb2
 from envoy.config.route.v3 import route_components_pb2
+from envoy.extensions.filters.http.on_demand.v3 import on_demand_pb2
 from envoy.extensions.filters.http.router.v3 import router_pb2
 from envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2
 from envoy.extensions.http.early_header_mutation.header_mutation.v3 import header_mutation_pb2
@@ -68,7 +69,7 @@ def _manager(name: str, router: str, settings: DataPlaneSettings) -> _HCM:
     http2.connection_keepalive.interval.CopyFrom(seconds(60))
     http2.connection_keepalive.timeout.CopyFrom(seconds(20))
     _drop_internal_headers(manager)
-    _add_filters(manager, router)
+    _add_filters(manager, router, settings)
     # manager.access_log: one entry per listener belongs here.
     return manager
 
@@ -85,15 +86,28 @@ def _drop_internal_headers(manager: _HCM) -> None:
     extension.typed_config.Pack(mutations, deterministic=True)
 
 
-def _add_filters(manager: _HCM, model_router: str) -> None:
+def _add_filters(manager: _HCM, model_router: str, settings: DataPlaneSettings) -> None:
     discovered = manager.http_filters.add(name=model_router).config_discovery
     discovered.config_source.ads.SetInParent()
     discovered.config_source.resource_api_version = config_source_pb2.V3
     # 0: no default, however long it takes: the listener opens when the router is there.
     discovered.config_source.initial_fetch_timeout.SetInParent()
     discovered.type_urls.append(_LUA)
+    if settings.on_demand_clusters:
+        manager.http_filters.append(_on_demand(settings))
     router = manager.http_filters.add(name="envoy.filters.http.router")
     router.typed_config.Pack(router_pb2.Router(suppress_envoy_headers=True), deterministic=True)
+
+
+def _on_demand(settings: DataPlaneSettings) -> http_connection_manager_pb2.HttpFilter:
+    # After the model router: what that chose is what is asked for, and it lets go of a request only when it has chosen.
+    demand = on_demand_pb2.OnDemand()
+    demand.odcds.source.ads.SetInParent()
+    demand.odcds.source.resource_api_version = config_source_pb2.V3
+    demand.odcds.timeout.CopyFrom(seconds(settings.on_demand_timeout))
+    http_filter = http_connection_manager_pb2.HttpFilter(name="envoy.filters.http.on_demand")
+    http_filter.typed_config.Pack(demand, deterministic=True)
+    return http_filter
 
 
 def _grpc_manager(settings: DataPlaneSettings) -> _HCM:

@@ -31,6 +31,21 @@ class DataPlaneSettings:
     # too, silently; a local stack switches it off to be told that the port is taken.
     reuse_port: bool = _setting(True, "let each of Envoy's workers accept on its own socket (SO_REUSEPORT)")
 
+    # A cluster that no request asks for still costs every Envoy some 20 KiB (docs/benchmarks.md), which counts from some
+    # thousands of models on. The price is that the first request for a model waits for its cluster, and that each
+    # request for a model which isn't there waits for on_demand_timeout.
+    on_demand_clusters: bool = _setting(
+        False,
+        "let each Envoy ask for a model's clusters when a request needs them; its bootstrap must be made with "
+        "--on-demand-clusters too",
+    )
+
+    # A control plane that is up answers in a few milliseconds. Envoy asks once per name and then only waits, so this is
+    # what every further request for an unknown model takes.
+    on_demand_timeout: float = _setting(
+        0.25, "seconds a request waits for clusters on demand before its model counts as unknown", "SECONDS"
+    )
+
     # Two raw 4K images or a batch of 200 in float32 fit; the router buffers a body in memory before it can route it.
     max_request_bytes: int = _setting(
         128 * MIB, "largest request body that is routed; a larger one is RESOURCE_EXHAUSTED"
@@ -112,6 +127,7 @@ class DataPlaneSettings:
         for name, low, high in (
             ("grpc_port", 1, 65535),
             ("rest_port", 0, 65535),
+            ("on_demand_timeout", 0.001, 60),
             ("max_request_bytes", 1, 2**31 - 1),
             ("request_timeout", 0.001, 86400),
             ("connect_timeout", 0.001, 3600),

@@ -27,6 +27,13 @@ class BootstrapConfig:
         default="127.0.0.1:9901",
         metadata={"help": "Envoy's admin address; whoever reaches it can stop the Envoy", "metavar": "HOST:PORT"},
     )
+    on_demand_clusters: bool = field(
+        default=False,
+        metadata={
+            "help": "ask for a model's clusters when a request needs them, not for all of them at the start; for "
+            "control planes that run with the same flag"
+        },
+    )
 
 
 def command_line() -> CommandLine:
@@ -43,7 +50,9 @@ def run(argv: Sequence[str]) -> int:
     """Print the file."""
     config = command_line().parse(argv)[BootstrapConfig]
     try:
-        text = render_bootstrap(config.xds, admin=config.admin, node_id=config.node_id)
+        text = render_bootstrap(
+            config.xds, admin=config.admin, node_id=config.node_id, on_demand_clusters=config.on_demand_clusters
+        )
     except ValueError as error:
         raise OptionError(str(error)) from None
     sys.stdout.write(text)

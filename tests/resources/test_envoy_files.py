@@ -36,6 +36,14 @@ def test_envoy_accepts_a_rendered_bootstrap(tmp_path: Path) -> None:
     assert "9901" not in text
 
 
+def test_envoy_accepts_a_bootstrap_with_clusters_on_demand(tmp_path: Path) -> None:
+    path = tmp_path / "bootstrap.yaml"
+    path.write_text(render_bootstrap(on_demand_clusters=True))
+    validate(path)
+    assert "lds_config" in path.read_text()
+    assert "cds_config" not in path.read_text()
+
+
 def test_no_control_plane_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one HOST:PORT"):
         render_bootstrap([])
