@@ -7,6 +7,7 @@ its turn (order.py) or into a full window; what is held back merges in its Item.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from math import inf
 
 from control_plane.resources.resource import (
     CLUSTER,
@@ -26,6 +27,7 @@ _RANK = {CLUSTER: 0, CLUSTER_LOAD_ASSIGNMENT: 1, LISTENER: 2, ROUTE_CONFIGURATIO
 _LAST = len(_RANK)
 _PAIR = frozenset({CLUSTER, CLUSTER_LOAD_ASSIGNMENT})
 
+Look = Callable[[str, str], Resource | None]
 Frame = Callable[[Subscription, Flight, Sequence[Resource], Iterable[str]], bytes]
 HeldTooLongCallback = Callable[[str, tuple[str, ...], tuple[str, ...]], None]
 
@@ -39,6 +41,7 @@ class Sender:
         subscriptions: Mapping[str, Subscription],
         order: Order,
         limits: Limits,
+        look: Look,
         frame: Frame,
         held_too_long: HeldTooLongCallback,
     ) -> None:
@@ -46,6 +49,7 @@ class Sender:
         self._subscriptions = subscriptions
         self._order = order
         self._limits = limits
+        self._look = look
         self._frame = frame
         self._held_too_long = held_too_long
         self._late: dict[str, None] = {}
@@ -98,11 +102,16 @@ class Sender:
     def _puts(self, subscription: Subscription, now: float) -> Iterator[Resource]:
         if subscription.type_url in _PAIR:
             for name in subscription.puts:
-                resource = self._table.get(subscription.type_url, name)
+                resource = self._look(subscription.type_url, name)
                 assert resource is not None
                 yield resource
             return
-        for waiting in self._order.ready(subscription.type_url, now):
+        ready = list(self._order.ready(subscription.type_url, now))
+        whole = subscription.whole
+        if whole is not None and whole.unknown and len(ready) < len(subscription.puts):
+            # "Deleting Resources": what the client holds from before, and is left out, it would remove.
+            return
+        for waiting in ready:
             yield waiting.resource
 
     def _removals(self, subscription: Subscription, now: float) -> Iterator[str]:
@@ -158,21 +167,22 @@ class Sender:
         return self._frame(subscription, flight, puts, removals)
 
     def _choose(self, subscription: Subscription, now: float) -> tuple[list[Resource], list[str]]:
-        """What may go, up to the size of a response."""
+        """What may go, up to the size of a response; "Grouping Resources": one that holds everything is not split."""
+        most = self._most(subscription)
         size = 0
         puts: list[Resource] = []
         removals: list[str] = []
         for resource in self._puts(subscription, now):
             size += framed_size(resource)
-            if puts and size > self._limits.response_bytes:
+            if puts and size > most:
                 return puts, removals
             puts.append(resource)
-            if subscription.type_url not in _PAIR:
+            if subscription.type_url not in _PAIR and subscription.whole is None:
                 # Few and far between, so one at a time: then a NACK says which.
                 return puts, removals
         for name in self._removals(subscription, now):
             size += 4 * len(name) + 8
-            if (puts or removals) and size > self._limits.response_bytes:
+            if (puts or removals) and size > most:
                 self._order.released = True
                 break
             removals.append(name)
@@ -180,19 +190,23 @@ class Sender:
 
     def _of(self, subscription: Subscription, group: list[str]) -> tuple[list[Resource], list[str]]:
         """All of a group, or as much as fits; the rest is the next group."""
+        most = self._most(subscription)
         size = 0
         puts: list[Resource] = []
         for place, name in enumerate(group):
-            resource = self._table.get(subscription.type_url, name)
+            resource = self._look(subscription.type_url, name)
             if resource is None:
                 continue
             size += framed_size(resource)
-            if puts and size > self._limits.response_bytes:
+            if puts and size > most:
                 subscription.groups.appendleft(group[place:])
                 group = group[:place]
                 break
             puts.append(resource)
         return puts, [name for name in group if name in subscription.removals]
+
+    def _most(self, subscription: Subscription) -> float:
+        return self._limits.response_bytes if subscription.whole is None else inf
 
     def _put(self, subscription: Subscription, flight: Flight, resource: Resource, now: float) -> None:
         name = resource.name
@@ -202,17 +216,19 @@ class Sender:
                 self._after_cluster(flight, name, now)
             return
         key = (subscription.type_url, name)
-        waiting = self._order.waiting.pop(key)
-        self._tell_if_late(waiting)
+        waiting = self._order.waiting.pop(key, None)
+        if waiting is not None:
+            self._tell_if_late(waiting)
         current = self._table.get(*key)
         unchanged = current is not None and current.version == resource.version
-        subscription.sent(flight, name, resource.version, None if unchanged else waiting.newer)
+        newer = None if unchanged or waiting is None else waiting.newer
+        subscription.sent(flight, name, resource.version, newer)
         self._order.sent(key, flight.sequence, resource)
 
     def _after_cluster(self, flight: Flight, name: str, now: float) -> None:
         """ "Resource warming": a cluster that was sent stays warming until EDS is sent again, changed or not. A client
         that has not asked for that EDS yet asks for it now, and would ignore what it has not asked for."""
-        assignment = self._table.get(CLUSTER_LOAD_ASSIGNMENT, name)
+        assignment = self._look(CLUSTER_LOAD_ASSIGNMENT, name)
         endpoints = self._subscriptions.get(CLUSTER_LOAD_ASSIGNMENT)
         self._order.cluster_sent(name, flight.sequence, has_endpoints=assignment is not None)
         if assignment is not None and endpoints is not None and endpoints.tracks(name):

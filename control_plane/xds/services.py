@@ -12,7 +12,15 @@ from typing import Any
 import grpc
 from envoy.service.discovery.v3 import discovery_pb2
 
+from control_plane.resources.resource import (
+    CLUSTER,
+    CLUSTER_LOAD_ASSIGNMENT,
+    EXTENSION_CONFIG,
+    LISTENER,
+    ROUTE_CONFIGURATION,
+)
 from control_plane.xds.delta import DeltaStream
+from control_plane.xds.sotw import SotwStream
 from control_plane.xds.stream import Stream
 
 
@@ -26,6 +34,7 @@ class Variant:
 
 
 DELTA = Variant("delta", DeltaStream, discovery_pb2.DeltaDiscoveryRequest)
+SOTW = Variant("sotw", SotwStream, discovery_pb2.DiscoveryRequest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +48,19 @@ class Method:
 
 
 AGGREGATED = "envoy.service.discovery.v3.AggregatedDiscoveryService"
-METHODS = (Method(AGGREGATED, "DeltaAggregatedResources", DELTA),)
+_SERVICES = (
+    (AGGREGATED, "AggregatedResources", None),
+    ("envoy.service.listener.v3.ListenerDiscoveryService", "Listeners", LISTENER),
+    ("envoy.service.route.v3.RouteDiscoveryService", "Routes", ROUTE_CONFIGURATION),
+    ("envoy.service.cluster.v3.ClusterDiscoveryService", "Clusters", CLUSTER),
+    ("envoy.service.endpoint.v3.EndpointDiscoveryService", "Endpoints", CLUSTER_LOAD_ASSIGNMENT),
+    ("envoy.service.extension.v3.ExtensionConfigDiscoveryService", "ExtensionConfigs", EXTENSION_CONFIG),
+)
+METHODS = tuple(
+    Method(service, prefix + name, variant, only_type)
+    for service, name, only_type in _SERVICES
+    for prefix, variant in (("Delta", DELTA), ("Stream", SOTW))
+)
 
 Serve = Callable[[Method, Any, "grpc.aio.ServicerContext[Any, Any]"], Awaitable[None]]
 

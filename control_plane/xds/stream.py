@@ -59,7 +59,9 @@ class Stream(ABC):
         self._events: list[StreamEvent] = []
         self._suspects: list[tuple[float, frozenset[str]]] = []
         self._clusters_expected_by: float | None = None
-        self._sender = Sender(table, self._subscriptions, self._order, self._limits, self._frame, self._held_too_long)
+        self._sender = Sender(
+            table, self._subscriptions, self._order, self._limits, self._look, self._frame, self._held_too_long
+        )
         self.node = ""
         self.node_cluster = ""
 
@@ -183,9 +185,10 @@ class Stream(ABC):
     def _settle(self, now: float) -> None:
         """A client that reconnects subscribes type by type, and may hold something old of a type that is yet to come:
         until then it is not known what it holds, nor which clusters that requires."""
-        if not self._order.settled and (
-            now >= self._settle_until or self._subscriptions.keys() >= set(self._table.types())
-        ):
+        if self._order.settled:
+            return
+        told = {self._only_type} if self._only_type is not None else set(self._table.types())
+        if now >= self._settle_until or self._subscriptions.keys() >= told:
             self._order.settled = self._order.released = True
 
     # Requests
@@ -250,12 +253,15 @@ class Stream(ABC):
             self._refused(type_url, subscription, flight, request.error_detail, now)
         elif subscription is not None and flight is not None:
             subscription.counters.acked += 1
-            subscription.acked(flight)
-            if type_url == CLUSTER_LOAD_ASSIGNMENT:
-                self._order.endpoints_acked(flight.names, flight.sequence)
-            elif type_url != CLUSTER:
-                for name in flight.names:
-                    self._order.acked((type_url, name), flight.sequence)
+            self._acked(subscription, flight)
+
+    def _acked(self, subscription: Subscription, flight: Flight) -> None:
+        subscription.acked(flight)
+        if subscription.type_url == CLUSTER_LOAD_ASSIGNMENT:
+            self._order.endpoints_acked(flight.names, flight.sequence)
+        elif subscription.type_url != CLUSTER:
+            for name in flight.names:
+                self._order.acked((subscription.type_url, name), flight.sequence)
 
     def _refused(
         self, type_url: str, subscription: Subscription | None, flight: Flight | None, error: Any, now: float
@@ -307,6 +313,10 @@ class Stream(ABC):
 
     # What is due
 
+    def _look(self, type_url: str, name: str) -> Resource | None:
+        """What the client is to have of a name."""
+        return self._table.get(type_url, name)
+
     def _mark(
         self,
         subscription: Subscription,
@@ -317,7 +327,7 @@ class Stream(ABC):
         *,
         forced: bool = False,
     ) -> None:
-        resource = self._table.get(subscription.type_url, name)
+        resource = self._look(subscription.type_url, name)
         key = (subscription.type_url, name)
         waiting = self._order.waiting.get(key)
         version = None if resource is None else resource.version
@@ -345,10 +355,13 @@ class Stream(ABC):
                 del self._order.waiting[key]
         clusters = self._subscriptions.get(CLUSTER)
         endpoints = self._subscriptions.get(CLUSTER_LOAD_ASSIGNMENT)
-        blind = clusters is not None and endpoints is None and self._needs_endpoints(clusters)
+        # gRFC A27: a gRPC client names its listeners, and asks for a cluster only when it has what names it.
+        listeners = self._subscriptions.get(LISTENER)
+        follows = self._only_type is not None or (listeners is not None and not listeners.wildcard)
+        blind = not follows and clusters is not None and endpoints is None and self._needs_endpoints(clusters)
         # envoy#36951 again: it withholds its CDS subscription, and lacks what was added since it had one. (Without EDS
         # either, it is one that asks for clusters on demand and has had no demand yet.)
-        paused = clusters is None and endpoints is not None and self._only_type is None
+        paused = not follows and clusters is None and endpoints is not None
         for type_url, subscription in self._subscriptions.items():
             if type_url in _PAIR:
                 continue
@@ -356,7 +369,7 @@ class Stream(ABC):
                 resource = self._table.get(type_url, name)
                 if resource is None or (type_url, name) in self._order.waiting:
                     continue
-                everything = type_url in _AFTER_EVERYTHING
+                everything = type_url in _AFTER_EVERYTHING and not follows
                 deadline = subscription.items[name].due_at + self._limits.gate_seconds
                 unknown = paused or blind if resource.requires else blind and everything
                 if unknown and now < deadline:

@@ -14,6 +14,7 @@ from enum import Enum
 
 from control_plane.xds.outstanding import Outstanding
 from control_plane.xds.table import Moment
+from control_plane.xds.whole import WholeState
 
 WILDCARD = "*"
 MAX_FLIGHTS = 64
@@ -34,6 +35,7 @@ class Item:
     """One unsettled name.
 
     `expected` is the version that the client will hold once it has ACKed all that was sent (None: nothing);
+    `gone`: the table has lost it, and the variant has no way to say so;
     `due` the earliest moment of which nothing was sent yet; `due_at` when it became due (monotonic seconds).
     """
 
@@ -43,6 +45,7 @@ class Item:
     forced: bool = False
     flying: int = 0
     last_sent: int = 0
+    gone: bool = False
     refused: str | None = None
     refused_at: int = 0
     refused_since: Moment | None = None
@@ -61,6 +64,8 @@ class Flight:
     sequence: int
     names: dict[str, tuple[str | None, Moment]]
     revision: int = 0
+    alone: bool = True
+    """Nothing is in it but what is named and what the client has ACKed."""
 
     @property
     def nonce(self) -> str:
@@ -82,11 +87,14 @@ class Counters:
 
 @dataclass(slots=True)
 class Subscription:
-    """The state of one type. `puts` and `removals` queue the names of the items that are due, oldest first;
-    `groups` those among them that go in responses of their own, because one of them is bad."""
+    """The state of one type. `puts` and `removals` queue the names of the items that are due, oldest first; `groups`
+    those among them that go in responses of their own, because one of them is bad. `removable`: the variant has a way
+    to say that a resource is gone; `whole`: what a response holds, of a type whose responses hold everything."""
 
     type_url: str
     outstanding: Outstanding
+    removable: bool = True
+    whole: WholeState | None = None
     wildcard: bool = False
     explicit: bool = False
     answer_owed: bool = False
@@ -98,6 +106,8 @@ class Subscription:
     flights: dict[str, Flight] = field(default_factory=dict)
     last_sent_at: float = float("-inf")
     counters: Counters = field(default_factory=Counters)
+    newest_nonce: str = ""
+    unknown_since: Moment | None = None
     sent_revision: int = 0
     acked_revision: int = 0
     nacked_revision: int = 0
@@ -124,6 +134,14 @@ class Subscription:
         if item is None:
             item = self.items[name] = Item(expected=held)
         item.forced |= forced
+        if target is None and not self.removable:
+            # Nothing can be said, so nothing is owed: the client keeps it for as long as something names it.
+            item.expected, item.forced, item.gone = None, False, True
+            self._undue(name, item)
+            self._forgive(item)
+            self._drop_if_settled(name, item)
+            return item
+        item.gone = False
         known_bad = target is not None and target == item.refused and item.expected is UNKNOWN
         if not item.forced and (target == item.expected or known_bad):
             self._undue(name, item)
@@ -160,6 +178,7 @@ class Subscription:
     def fly(self, flight: Flight, now: float) -> None:
         """The response is on its way."""
         self.flights[flight.nonce] = flight
+        self.newest_nonce = flight.nonce
         self.sent_revision = flight.revision
         self.last_sent_at = now
         if len(self.flights) > MAX_FLIGHTS:
@@ -168,6 +187,11 @@ class Subscription:
     def acked(self, flight: Flight) -> None:
         """The client has applied the whole response."""
         self.acked_revision = flight.revision
+        if self.whole is not None:
+            self.whole.acked(flight.names, flight.sequence)
+        if self.unknown_since is not None:
+            self.outstanding.discard(self.unknown_since)
+            self.unknown_since = None
         for name, (_, since) in flight.names.items():
             self.outstanding.discard(since)
             item = self.items[name]
@@ -181,14 +205,20 @@ class Subscription:
         so what was in a larger one is queued again, in halves; True then. A single name stays outstanding, refused,
         until a newer version is ACKed. The halves end: each is smaller than what was refused."""
         self.nacked_revision = flight.revision
+        if self.whole is not None:
+            self.whole.refused(flight.names, flight.sequence)
         again: list[str] = []
         for name, (version, since) in flight.names.items():
             item = self.items[name]
             item.flying -= 1
+            if item.gone:
+                self.outstanding.discard(since)
+                self._drop_if_settled(name, item)
+                continue
             newest = item.last_sent <= flight.sequence
             if newest:
                 item.expected = UNKNOWN
-            if newest and len(flight.names) > 1:
+            if newest and (len(flight.names) > 1 or not flight.alone):
                 self._due_again(name, item, version, since, now)
                 again.append(name)
                 continue
@@ -199,6 +229,13 @@ class Subscription:
         half = (len(again) + 1) // 2
         self.groups.extend(group for group in (again[:half], again[half:]) if group)
         return bool(again)
+
+    def holds_unknown(self, since: Moment) -> None:
+        """The client may hold what we know nothing of; outstanding until it ACKs a response that holds everything."""
+        self.unknown_since = since
+        self.outstanding.add(since)
+        if self.whole is not None:
+            self.whole.unknown = True
 
     def next_group(self) -> list[str] | None:
         """Names that are to go in a response of their own, if there are such: those of them that are still due."""
@@ -219,6 +256,8 @@ class Subscription:
 
     def forget(self, name: str) -> None:
         """The client no longer wants this name."""
+        if self.whole is not None:
+            self.whole.forget(name)
         item = self.items.pop(name, None)
         if item is None:
             return
@@ -253,9 +292,14 @@ class Subscription:
     def _fold(self) -> None:
         """Merge the two oldest flights, so that what is remembered of a client that never answers stays bounded by
         names: the answer to the younger one then counts for both."""
-        first, second = list(self.flights)[:2]
-        into = self.flights[second].names
-        for name, (version, since) in self.flights.pop(first).names.items():
+        first, second, *_ = self.flights.values()
+        self.merge(first, second)
+
+    def merge(self, first: Flight, second: Flight) -> None:
+        """Let the answer to `second` count for the older `first` too."""
+        del self.flights[first.nonce]
+        into = second.names
+        for name, (version, since) in first.names.items():
             known = into.get(name)
             if known is None:
                 into[name] = (version, since)

@@ -1,4 +1,4 @@
-"""The protobuf framing of a DeltaDiscoveryResponse around resources that were serialised once.
+"""The protobuf framing of discovery responses around resources that were serialised once.
 
 Invariant: the bytes parse to the message that `envoy.service.discovery.v3` would have written. By hand, because a
 message built for every stream would copy and serialise each resource again for each of them.
@@ -16,6 +16,8 @@ from control_plane.resources.wire import string_field, varint
 _VERSION, _RESOURCE, _NAME = 1, 2, 3
 # and of DeltaDiscoveryResponse
 _SYSTEM_VERSION_INFO, _RESOURCES, _TYPE_URL, _NONCE, _REMOVED = 1, 2, 4, 5, 6
+# and of DiscoveryResponse, whose resources, type and nonce have the same
+_VERSION_INFO = 1
 _BODY_TAG, _ENTRY_TAG = varint(_RESOURCE << 3 | 2), varint(_RESOURCES << 3 | 2)
 
 
@@ -47,4 +49,13 @@ def delta_response(
     parts += (string_field(_TYPE_URL, type_url), string_field(_NONCE, nonce))
     # A repeated field: unlike a single one, an empty name would have to be there.
     parts += (varint(_REMOVED << 3 | 2) + varint(len(raw)) + raw for raw in (name.encode() for name in removed))
+    return b"".join(parts)
+
+
+def sotw_response(type_url: str, nonce: str, version: str, resources: Iterable[Resource]) -> bytes:
+    """A serialised DiscoveryResponse: a resource is its Any."""
+    parts = [string_field(_VERSION_INFO, version)]
+    for resource in resources:
+        parts += (_ENTRY_TAG, varint(len(resource.body)), resource.body)
+    parts += (string_field(_TYPE_URL, type_url), string_field(_NONCE, nonce))
     return b"".join(parts)
