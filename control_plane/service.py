@@ -22,7 +22,7 @@ from control_plane.advertise import advertised_http
 from control_plane.catalog import Catalog
 from control_plane.config import ControlPlaneConfig
 from control_plane.http import HttpServer
-from control_plane.inspection.inside import ENVOY_VIEW, Inside
+from control_plane.inspection.inside import Inside
 from control_plane.inspection.loop import LoopGate
 from control_plane.inspection.pages import Pages
 from control_plane.lasting import lasting_objects
@@ -80,9 +80,8 @@ class ControlPlane:
             settle_seconds=config.settle_time,
             grpc_view=self._grpc_view,
         )
-        views = {ENVOY_VIEW: self._table, self._grpc_view.name: self._proxyless.table}
         # The version is found out once: it takes a look at the disk.
-        self._inside = Inside(config.replica_name, version("modelplane"), self._xds, views)
+        self._inside = Inside(config.replica_name, version("modelplane"), self._xds)
         self._loads = LoadReportServer(on_change=self._stirred, nodes=lambda: self._xds.expected_nodes)
         self._health = HealthServicer()
         self._ledger = DrainLedger()

@@ -9,6 +9,7 @@ import shutil
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NoReturn, TypeVar, cast
 
 from modelplane.errors import OptionError
@@ -38,17 +39,22 @@ class _Help(argparse.RawDescriptionHelpFormatter):
 class Settings:
     """The configurations that a command was started with, by their types."""
 
-    def __init__(self, values: Mapping[type, Any], file: str = "") -> None:
+    def __init__(
+        self, values: Mapping[type, Any], file: str = "", arguments: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
         self._values = values
         self.file = file
         """The path of the file of --config; empty if there is none."""
+        self.arguments = arguments
+        """The arguments that were given, by their names."""
 
     def __getitem__(self, config: type[Config]) -> Config:
         return cast("Config", self._values[config])
 
 
 class CommandLine:
-    """The flags of one command: `configs` are the dataclasses that it is configured by."""
+    """The flags of one command: `configs` are the dataclasses that it is configured by. `arguments`: what may stand
+    beside the flags, anywhere among them, in this order, with its help; each may be left out."""
 
     def __init__(
         self,
@@ -58,6 +64,7 @@ class CommandLine:
         description: str,
         examples: Sequence[str] = (),
         usage: str = "[options]",
+        arguments: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self.command = command
         self.configs = tuple(configs)
@@ -76,6 +83,10 @@ class CommandLine:
             allow_abbrev=False,
             argument_default=argparse.SUPPRESS,
         )
+        self._arguments = tuple(arguments)
+        for name, text in arguments.items():
+            # A name that no flag can have.
+            self.parser.add_argument(f"<{name}>", metavar=name, nargs="?", help=text)
         groups: dict[str, argparse._ArgumentGroup] = {}
         for option in self.options:
             if option.group and option.group not in groups:
@@ -90,11 +101,14 @@ class CommandLine:
 
     def parse(self, argv: Sequence[str], environment: Mapping[str, str] = os.environ) -> Settings:
         """Read flags, environment and file. Raises OptionError; exits with 0 for --help."""
-        flags = vars(self.parser.parse_args(list(argv)))
+        flags = vars(self.parser.parse_intermixed_args(list(argv)))
+        given = {name: flags.pop(f"<{name}>", None) for name in self._arguments}
         file = flags.pop("config", None) or environment.get("MODELPLANE_CONFIG", "")
         document = self._document(Path(file)) if file else {}
         sources = Sources(flags, environment, document, file)
-        return Settings({config: build(config, sources) for config in self.configs}, file)
+        return Settings(
+            {config: build(config, sources) for config in self.configs}, file, {k: v for k, v in given.items() if v}
+        )
 
     def _document(self, file: Path) -> Mapping[str, Any]:
         try:
@@ -137,7 +151,8 @@ def _add(group: argparse._ActionsContainer, option: Option) -> None:
         return
     metavar = option.metavar or ("|".join(option.choices) if option.choices else option.key.split("-")[-1].upper())
     action = "append" if option.many else "store"
-    group.add_argument(option.flag, dest=option.dest, metavar=metavar, action=action, help=text)
+    flags = (option.short, option.flag) if option.short else (option.flag,)
+    group.add_argument(*flags, dest=option.dest, metavar=metavar, action=action, help=text)
 
 
 def _default_text(option: Option) -> str:

@@ -3,9 +3,10 @@
 Invariant: each value comes from the first of flag, environment, file and default that has one, and whatever is said
 against a value names the place that it came from.
 
-A field's metadata: `help` (one line), `metavar`, `flag` (default: the field's name with dashes), `choices`, and for a
-tuple `separator` (default a comma; None for values that may hold one). A field that is itself a dataclass becomes a
-group: its own fields say their flags. From `--xds-listen` follow MODELPLANE_XDS_LISTEN and the file's key `xds-listen`.
+A field's metadata: `help` (one line), `metavar`, `flag` (default: the field's name with dashes), `short` (a second flag
+of one letter), `choices`, and for a tuple `separator` (default a comma; None for values that may hold one). A field
+that is itself a dataclass becomes a group: its own fields say their flags. From `--xds-listen` follow
+MODELPLANE_XDS_LISTEN and the file's key `xds-listen`.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ class Option:
     choices: tuple[str, ...] = ()
     separator: str | None = ","
     group: str = ""
+    short: str = ""
 
     @property
     def key(self) -> str:
@@ -129,6 +131,7 @@ def _walk(config: type, path: tuple[str, ...], defaults: Any, group: str) -> typ
             choices=tuple(item.metadata.get("choices", ())),
             separator=item.metadata.get("separator", ","),
             group=group,
+            short=item.metadata.get("short", ""),
         )
 
 

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
 from modelplane.fleet import Holding, Picture, State, Version
+from registry.addresses import join_address
 
 _NAMES_SHOWN = 4
 
@@ -28,20 +29,20 @@ def table(picture: Picture, width: int = 100) -> list[str]:
     versions = [
         (row.model, str(row.version), "yes" if row.served else "", describe(row.holdings)) for row in picture.versions
     ]
-    lines += _columns(("MODEL", "VERSION", "SERVED", "STATE"), versions) if versions else ["No models."]
+    lines += columns(("MODEL", "VERSION", "SERVED", "STATE"), versions) if versions else ["No models."]
     lines.append("")
     instances = [
         (
             name,
             record.state.lower(),
-            _address(record.address, record.grpc_port),
-            _rest(record.address, record.rest_port),
+            join_address(record.address, record.grpc_port),
+            rest_address(record.address, record.rest_port),
             _ready_count(picture, name),
         )
         for name, record in picture.instances.items()
     ]
     if instances:
-        lines += _columns(("INSTANCE", "STATE", "GRPC", "REST", "READY"), instances)
+        lines += columns(("INSTANCE", "STATE", "GRPC", "REST", "READY"), instances)
     else:
         lines.append("No instances.")
     reasons = list(_reasons(picture))
@@ -55,7 +56,7 @@ def describe(holdings: Mapping[str, Holding]) -> str:
     groups: defaultdict[State, list[str]] = defaultdict(list)
     for instance, holding in holdings.items():
         groups[holding.state].append(instance)
-    return "; ".join(f"{state} on {_list(groups[state])}" for state in State if state in groups)
+    return "; ".join(f"{state} on {listed(groups[state])}" for state in State if state in groups)
 
 
 def changes(before: Picture, after: Picture) -> list[str]:
@@ -100,7 +101,7 @@ def _reasons(picture: Picture) -> Iterable[str]:
             if holding.reason and holding.state is not State.READY:
                 same[holding.reason].append(instance)
         for reason, instances in same.items():
-            yield f"{row.model} version {row.version} on {_list(instances)}: {reason}"
+            yield f"{row.model} version {row.version} on {listed(instances)}: {reason}"
 
 
 def _ready_count(picture: Picture, instance: str) -> str:
@@ -108,20 +109,19 @@ def _ready_count(picture: Picture, instance: str) -> str:
     return f"{sum(one.state is State.READY for one in held)} of {len(held)}"
 
 
-def _list(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
+    """The first few names, and how many more there are."""
     shown = ", ".join(names[:_NAMES_SHOWN])
     return shown if len(names) <= _NAMES_SHOWN else f"{shown} and {len(names) - _NAMES_SHOWN} more"
 
 
-def _address(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+def rest_address(host: str, port: int) -> str:
+    """HOST:PORT, or a dash for an instance without REST."""
+    return join_address(host, port) if port else "-"
 
 
-def _rest(host: str, port: int) -> str:
-    return _address(host, port) if port else "-"
-
-
-def _columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Cells under their heads, each column as wide as its widest cell."""
     widths = [max(len(row[at]) for row in (head, *rows)) for at in range(len(head))]
     return [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in (head, *rows)

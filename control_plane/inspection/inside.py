@@ -8,19 +8,21 @@ from dataclasses import dataclass
 from control_plane.xds.server import XdsServer
 from control_plane.xds.table import ResourceTable
 
-ENVOY_VIEW = "envoy"
-
 
 @dataclass(frozen=True, slots=True)
 class Inside:
-    """One replica: its name, the version of its code, its streams and its tables by the name of their view."""
+    """One replica: its name, the version of its code, and its streams with the tables that they are served from."""
 
     replica: str
     version: str
     xds: XdsServer
-    views: Mapping[str, ResourceTable]
+
+    @property
+    def tables(self) -> Mapping[str, ResourceTable]:
+        """The tables by the name of their view; Envoys' comes first."""
+        return {view.name: view.table for view in self.xds.views}
 
     @property
     def revision(self) -> int:
         """The registry revision that the tables reflect."""
-        return max(table.revision for table in self.views.values())
+        return max(table.revision for table in self.tables.values())

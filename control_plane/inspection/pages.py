@@ -15,7 +15,7 @@ from http import HTTPStatus
 from typing import Any
 
 from control_plane.inspection import render
-from control_plane.inspection.inside import ENVOY_VIEW, Inside
+from control_plane.inspection.inside import Inside
 from control_plane.inspection.loop import Ask, LoopBusyError
 from control_plane.resources.resource import Resource
 from control_plane.xds.events import SHORT_TYPES, StreamStatus
@@ -99,7 +99,7 @@ class Pages:
 
     def _quarantine(self, query: Mapping[str, str]) -> Iterable[bytes]:
         del query
-        tables = self._inside.views.items()
+        tables = self._inside.tables.items()
         held = self._ask(lambda: {view: dict(getattr(table, "quarantined", {})) for view, table in tables})
         rows = [{"view": view, **row} for view, entries in held.items() for row in render.quarantined(entries)]
         return render.listing({"replica": self._inside.replica}, "quarantined", rows)
@@ -120,14 +120,15 @@ class Pages:
         return self._all(head, type_url, query.get("model"), contents=contents)
 
     def _view(self, query: Mapping[str, str]) -> str:
-        wanted = query.get("view", ENVOY_VIEW)
-        if wanted not in self._inside.views:
-            raise NoSuchPageError(f"no view {wanted!r}; there are {', '.join(self._inside.views)}")
+        names = list(self._inside.tables)
+        wanted = query.get("view", names[0])
+        if wanted not in names:
+            raise NoSuchPageError(f"no view {wanted!r}; there are {', '.join(names)}")
         return wanted
 
     def _types(self, view: str) -> Iterable[bytes]:
         def count() -> tuple[int, dict[str, int]]:
-            table = self._inside.views[view]
+            table = self._inside.tables[view]
             return table.revision, {short: len(table.entries(url)) for short, url in SHORT_TYPES.items()}
 
         revision, counts = self._ask(count)
@@ -136,7 +137,7 @@ class Pages:
 
     def _read(self, view: str, type_url: str) -> tuple[int, dict[str, Any]]:
         def copy() -> tuple[int, dict[str, Any]]:
-            table = self._inside.views[view]
+            table = self._inside.tables[view]
             return table.revision, dict(table.entries(type_url))
 
         return self._ask(copy)
@@ -151,7 +152,7 @@ class Pages:
         return render.listing({**head, "revision": revision, "count": len(found)}, "resources", documents)
 
     def _one(self, head: Mapping[str, Any], type_url: str, name: str) -> Iterable[bytes]:
-        table = self._inside.views[head["view"]]
+        table = self._inside.tables[head["view"]]
         revision, found = self._ask(lambda: (table.revision, table.get(type_url, name)))
         if found is None:
             _, entries = self._read(head["view"], type_url)

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import grpc
+from envoy.config.core.v3 import base_pb2
 
 from control_plane.xds.services import Method
 from control_plane.xds.stream import ProtocolError, Stream
@@ -28,6 +29,7 @@ class Connection:
         method: Method,
         view: View,
         peer: str,
+        client: base_pb2.Node,
         clock: Callable[[], float],
         on_written: Callable[[Connection], None],
     ) -> None:
@@ -35,6 +37,7 @@ class Connection:
         self.method = method
         self.view = view
         self.peer = peer
+        self.client = client
         self.connected_at = clock()
         self.closing = False
         self.error: ProtocolError | None = None

@@ -101,7 +101,7 @@ class TypeStatus:
 @dataclass(frozen=True, slots=True)
 class StreamStatus:
     """One stream. `types` is keyed by type URL; `only_type` is empty on an aggregated stream; `variant` is `delta` or
-    `sotw`; `view` names the table that it is served from."""
+    `sotw`; `view` names the table that it is served from; `client` is its kind and version."""
 
     node: str
     cluster: str
@@ -112,3 +112,4 @@ class StreamStatus:
     view: str = "envoy"
     variant: str = "delta"
     only_type: str = ""
+    client: str = ""

@@ -15,6 +15,7 @@ from typing import Any
 
 import grpc
 
+from control_plane.xds.client import kept, user_agent
 from control_plane.xds.connection import Connection
 from control_plane.xds.events import Connected, Disconnected, StreamEvent, StreamStatus
 from control_plane.xds.limits import Limits
@@ -114,6 +115,11 @@ class XdsServer:
         self._on_change()
 
     @property
+    def views(self) -> tuple[View, ...]:
+        """What clients are served from; Envoys' comes first."""
+        return tuple(self._ready)
+
+    @property
     def streams(self) -> tuple[StreamStatus, ...]:
         """How every stream stands, oldest first. Takes some 50 µs for each: ask one by one where there may be many."""
         return tuple(self._status(connection) for connection in self._connections.values())
@@ -139,6 +145,7 @@ class XdsServer:
             view=connection.view.name,
             variant=connection.method.variant.name,
             only_type=connection.method.only_type or "",
+            client=user_agent(connection.client),
         )
 
     def now(self) -> float:
@@ -227,7 +234,7 @@ class XdsServer:
         view = self._grpc_view if self._grpc_view is not None and is_grpc_client(first.node) else self.envoy_view
         await self._until_ready(view, context)
         machine = method.variant.machine(view.table, self._clock(), self._limits, method.only_type)
-        connection = Connection(machine, method, view, context.peer(), self._clock, self._written)
+        connection = Connection(machine, method, view, context.peer(), kept(first.node), self._clock, self._written)
         number = next(self._numbers)
         self._connections[number] = connection
         detail = "the stream ended"

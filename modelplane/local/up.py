@@ -268,6 +268,7 @@ class LocalStack:
                 f"  REST      http://{self._client_address('rest')}/v1/models/{quote(self._models[0].name, safe='')}",
                 "Look inside:",
                 f"  fleet     {programs.shown_binary('modelplane')} status{state}",
+                f"  Envoys    {programs.shown_binary('modelplane')} get envoys{state}",
                 f"  metrics   http://127.0.0.1:{self._ports['http']}/metrics",
                 f"  Envoy     http://127.0.0.1:{self._ports['admin']}",
                 f"  registry  {programs.shown_binary('etcdctl')} --endpoints {self._shared.etcd} get --prefix "

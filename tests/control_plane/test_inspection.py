@@ -11,7 +11,7 @@ import pytest
 from envoy.config.cluster.v3 import cluster_pb2
 
 from control_plane.inspection import render
-from control_plane.inspection.inside import ENVOY_VIEW, Inside
+from control_plane.inspection.inside import Inside
 from control_plane.inspection.loop import LoopBusyError, LoopGate
 from control_plane.inspection.pages import Pages
 from control_plane.resources.resource import CLUSTER, EXTENSION_CONFIG, Resource, pack
@@ -27,7 +27,7 @@ def cluster(name: str, model: str = "") -> Resource:
 
 
 def pages(table: ResourceTable) -> Pages:
-    inside = Inside("plane-0", "0.1.0", XdsServer(table), {ENVOY_VIEW: table})
+    inside = Inside("plane-0", "0.1.0", XdsServer(table))
     return Pages(inside, lambda read: read(), clock=lambda: 1_000_000.0)
 
 
@@ -119,13 +119,17 @@ def test_what_holds_an_unknown_type_is_shown_as_bytes() -> None:
 
 def test_a_stream_as_json() -> None:
     type_status = TypeStatus(True, 0, 3, 4, 1, 1, 1, 1, 2, ("bad",), "no such field", 9, 8, 7)
-    status = StreamStatus("envoy-1", "edge", "ipv4:127.0.0.1:5", 40.0, 8, {CLUSTER: type_status})
+    status = StreamStatus("envoy-1", "edge", "ipv4:127.0.0.1:5", 40.0, 8, {CLUSTER: type_status}, client="envoy 1.40.0")
     shown = render.stream(status, age=2.0, now=1_000_000.0)
     assert shown["connected_since"] == "1970-01-12T13:46:38.000Z"
     assert (shown["node"], shown["cluster"], shown["connected_seconds"], shown["converged_revision"]) == (
         *("envoy-1", "edge"),
         *(2.0, 8),
     )
+    assert [shown[key] for key in ("peer", "client", "view", "protocol", "service")] == [
+        *("ipv4:127.0.0.1:5", "envoy 1.40.0"),
+        *("envoy", "delta", "ADS"),
+    ]
     assert shown["types"]["CDS"] == {
         "type_url": CLUSTER,
         "wildcard": True,
@@ -186,6 +190,6 @@ def test_a_busy_loop_is_503(table: ResourceTable) -> None:
     def busy(read: object) -> Any:
         raise LoopBusyError("asleep")
 
-    answer = Pages(Inside("p", "0", XdsServer(table), {ENVOY_VIEW: table}), busy).get("/envoys", {})
+    answer = Pages(Inside("p", "0", XdsServer(table)), busy).get("/envoys", {})
     assert answer is not None
     assert (answer.status.value, b"".join(answer.chunks)) == (503, b"this control plane is too busy: asleep\n")

@@ -1,0 +1,61 @@
+"""How a command finds a fleet: through etcd, or the state folder of a `modelplane up` that names its etcd."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import cast
+
+from modelplane.errors import UserError
+from modelplane.fleet import Fleet, Picture
+from modelplane.local.folder import running_stack
+from registry.etcd import EtcdClient, EtcdConfig
+from registry.follow import Snapshot, Update, follow
+from registry.keys import DEFAULT_PREFIX, Keyspace
+
+
+@dataclass(frozen=True, slots=True)
+class FleetConfig:
+    """Which fleet to look at."""
+
+    state: Path = field(
+        default=Path(".modelplane"),
+        metadata={
+            "metavar": "FOLDER",
+            "help": "of a `modelplane up` that runs on this machine: shows its fleet, unless --etcd names another",
+        },
+    )
+    prefix: str = field(
+        default=DEFAULT_PREFIX, metadata={"metavar": "PREFIX", "help": "prefix of the fleet's keys in etcd"}
+    )
+    etcd: EtcdConfig = field(default_factory=EtcdConfig)
+
+
+async def read_fleet(config: FleetConfig) -> Picture:
+    """The fleet as it is now. Raises UserError where etcd doesn't answer."""
+    otherwise = "; is it running there? Choose another with --etcd"
+    if config.etcd.endpoints == EtcdConfig().endpoints and config.prefix == DEFAULT_PREFIX:
+        stack = running_stack(config.state)
+        if stack is not None:
+            config = replace(config, etcd=replace(config.etcd, endpoints=(stack.etcd,)), prefix=stack.prefix)
+        else:
+            otherwise = f", and no `modelplane up` has its state in {config.state}; choose with --etcd or --state"
+    keyspace = Keyspace(config.prefix)
+    fleet = Fleet(keyspace)
+    try:
+        async with (
+            asyncio.timeout(config.etcd.timeout),
+            EtcdClient(config.etcd) as client,
+            aclosing(cast("AsyncGenerator[Update, None]", follow(client, keyspace.prefix))) as updates,
+        ):
+            async for update in updates:
+                fleet.apply(update, time.monotonic())
+                if isinstance(update, Snapshot):
+                    break
+    except TimeoutError:
+        raise UserError(f"etcd at {', '.join(config.etcd.addresses)} doesn't answer{otherwise}") from None
+    return fleet.picture(time.monotonic())

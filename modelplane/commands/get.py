@@ -1,0 +1,85 @@
+"""`modelplane get envoys`."""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from modelplane.access import FleetConfig
+from modelplane.commandline import CommandLine
+from modelplane.envoys import envoys
+from modelplane.errors import FAILURE, OptionError
+from modelplane.lines import show
+from modelplane.logs import LogOptions, configure
+from modelplane.planes import PlaneConfig, Report, ask_all, find_planes
+
+_THINGS = ("envoys",)
+
+
+@dataclass(frozen=True, slots=True)
+class GetConfig:
+    """How to print it."""
+
+    output: str = field(
+        default="table",
+        metadata={
+            "short": "-o",
+            "choices": ("table", "wide", "json"),
+            "help": "table: a line for each Envoy; wide: a line for each of its resource types too; json: everything",
+        },
+    )
+
+
+def command_line() -> CommandLine:
+    """The flags."""
+    return CommandLine(
+        "get",
+        [GetConfig, PlaneConfig, FleetConfig, LogOptions],
+        usage="envoys [options]",
+        arguments={"envoys": "the Envoys that are connected to the fleet's control planes"},
+        description="List the Envoys (and gRPC clients without a proxy) that are connected, with what each has\n"
+        "acknowledged and refused. All control planes that the registry names are asked.\n\n"
+        "STATE: `has everything` means that it has acknowledged all that the registry says; `pending CDS 3`, that 3\n"
+        "clusters are due, or sent and not answered; `refused CDS 1`, that it does not take one of them.\n"
+        "Exit code 1 if a control plane does not answer, for then Envoys may be missing from the list.",
+        examples=(
+            "modelplane get envoys",
+            "modelplane get envoys -o wide --etcd etcd-0:2379",
+            "modelplane get envoys -o json --control-plane plane-0:18080 | jq '.control_planes[].envoys[].node'",
+        ),
+    )
+
+
+def run(argv: Sequence[str]) -> int:
+    """Print the list."""
+    settings = command_line().parse(argv)
+    thing = settings.arguments.get("envoys", "")
+    if thing not in _THINGS:
+        close = difflib.get_close_matches(thing, _THINGS, n=1)
+        said = f"can't get {thing!r}" if thing else "say what to get"
+        raise OptionError(
+            f"{said}; {'did you mean' if close else 'there is'} `modelplane get envoys`{'?' if close else ''}"
+        )
+    configure(settings[LogOptions].logging)
+    reports = asyncio.run(_ask(settings[FleetConfig], settings[PlaneConfig]))
+    output = settings[GetConfig].output
+    if output == "json":
+        document = {"control_planes": [_document(report) for report in reports]}
+        sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+    else:
+        show(envoys(reports, wide=output == "wide"), sys.stdout)
+    return FAILURE if any(report.error for report in reports) else 0
+
+
+async def _ask(fleet: FleetConfig, config: PlaneConfig) -> list[Report]:
+    return await ask_all(await find_planes(fleet, config), "/envoys", config.timeout)
+
+
+def _document(report: Report) -> dict[str, Any]:
+    told = {"replica": report.plane.name, "http": report.plane.http}
+    return {**told, "error": report.error} if report.error else {**told, **report.page}

@@ -1,0 +1,185 @@
+"""All about one model as lines of text. Pure: the registry's picture and the control planes' pages in, lines out."""
+
+from __future__ import annotations
+
+import difflib
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from modelplane.envoys import reason, refused, unreachable
+from modelplane.errors import UserError
+from modelplane.fleet import Picture, State, Version
+from modelplane.lines import Line, Tone, block
+from modelplane.planes import Report
+from modelplane.table import listed, rest_address
+from registry.addresses import join_address
+
+_NOT_SAID = "-"
+
+
+@dataclass(frozen=True, slots=True)
+class Pages:
+    """What the control planes told: `/quarantine` and `/envoys` of all, and of the first that answered the model's
+    resources by type."""
+
+    quarantine: Sequence[Report] = ()
+    envoys: Sequence[Report] = ()
+    resources: Mapping[str, Report] | None = None
+
+
+def find(picture: Picture, model: str) -> list[Version]:
+    """The model's versions, newest first. Raises UserError with close matches if the registry knows no such model."""
+    versions = [row for row in picture.versions if row.model == model]
+    if not versions:
+        known = sorted({row.model for row in picture.versions})
+        close = difflib.get_close_matches(model, known, n=3)
+        knows = f"it knows {listed(known)}" if known else "it knows none"
+        hint = f"did you mean {' or '.join(close)}?" if close else knows
+        raise UserError(f"the registry knows no model {model!r}; {hint}")
+    return versions
+
+
+def describe(picture: Picture, model: str, pages: Pages) -> list[Line]:
+    """Versions, instances, reasons, clusters, and what was refused. Raises UserError for an unknown model."""
+    versions = find(picture, model)
+    return [
+        *_head(model, versions, pages.envoys),
+        *_instances(picture, versions),
+        *_reasons(versions),
+        *_clusters(pages),
+        *_quarantined(model, pages.quarantine),
+        *_refusals(pages),
+        *unreachable(pages.envoys),
+    ]
+
+
+def _head(model: str, versions: Sequence[Version], envoys: Iterable[Report]) -> list[Line]:
+    served = next((row.version for row in versions if row.served), None)
+    lines = [Line(f"MODEL {model}")]
+    if served is None:
+        lines.append(Line("No version is served: no instance answers for any.", Tone.BAD))
+    else:
+        others = [str(row.version) for row in versions if not row.served and _ready(row)]
+        also = f"; requests may name {listed(others)} too" if others else ""
+        lines.append(Line(f"A request that names no version gets version {served}{also}."))
+        if not any(_ready(row) for row in versions if row.served):
+            lines.append(Line(f"But no instance is ready for version {served}.", Tone.BAD))
+    return lines + [_plane(report) for report in envoys if not report.error]
+
+
+def _plane(report: Report) -> Line:
+    """How far one control plane's Envoys are, by its own revision: what etcd counts includes the replicas' own keys."""
+    page = report.page
+    streams, revision, converged = len(page["envoys"]), page["revision"], page["converged_revision"]
+    said = f"Control plane {page['replica']}, {streams} connected:"
+    if converged >= revision:
+        return Line(f"{said} all acknowledged up to revision {revision}.")
+    return Line(f"{said} acknowledged up to revision {converged} of {revision}.", Tone.WAITING)
+
+
+def _ready(row: Version) -> bool:
+    return any(held.state in (State.READY, State.SUSPECT) for held in row.holdings.values())
+
+
+def _instances(picture: Picture, versions: Sequence[Version]) -> list[Line]:
+    rows, tones = [], []
+    for row in versions:
+        for name, held in row.holdings.items():
+            record = picture.instances.get(name)
+            where = (
+                (join_address(record.address, record.grpc_port), rest_address(record.address, record.rest_port))
+                if record
+                else (_NOT_SAID, _NOT_SAID)
+            )
+            rows.append((str(row.version), "yes" if row.served else "", name, str(held.state), *where))
+            tones.append(_TONES.get(held.state, Tone.WAITING))
+        if not row.holdings:
+            rows.append((str(row.version), "yes" if row.served else "", _NOT_SAID, "announced", _NOT_SAID, _NOT_SAID))
+            tones.append(Tone.WAITING)
+    return block(("VERSION", "SERVED", "INSTANCE", "STATE", "GRPC", "REST"), rows, tones)
+
+
+_TONES = {State.READY: Tone.PLAIN, State.FAILED: Tone.BAD}
+
+
+def _reasons(versions: Sequence[Version]) -> list[Line]:
+    lines = []
+    for row in versions:
+        same: dict[str, list[str]] = {}
+        for name, held in row.holdings.items():
+            if held.reason and held.state is not State.READY:
+                same.setdefault(held.reason, []).append(name)
+        lines += [Line(f"version {row.version} on {listed(names)}: {why}") for why, names in same.items()]
+    return [Line(""), Line("NOT READY"), *lines] if lines else []
+
+
+def _clusters(pages: Pages) -> list[Line]:
+    if pages.resources is None:
+        return []
+    clusters, assignments = (pages.resources[name].page for name in ("CDS", "EDS"))
+    endpoints = {one["name"]: one for one in assignments["resources"]}
+    rows = [
+        (
+            one["name"],
+            one["version"],
+            endpoints[one["name"]]["version"] if one["name"] in endpoints else _NOT_SAID,
+            _endpoints(endpoints.get(one["name"], {}).get("resource", {})),
+        )
+        for one in clusters["resources"]
+    ]
+    return block(("CLUSTER", "CDS VERSION", "EDS VERSION", "ENDPOINTS"), rows) if rows else []
+
+
+def _endpoints(assignment: Mapping[str, Any]) -> str:
+    counts = Counter(
+        str(endpoint.get("health_status", "HEALTHY")).lower()
+        for locality in assignment.get("endpoints", ())
+        for endpoint in locality.get("lb_endpoints", ())
+    )
+    return ", ".join(f"{count} {health}" for health, count in sorted(counts.items())) or "none"
+
+
+def _quarantined(model: str, reports: Iterable[Report]) -> list[Line]:
+    found: dict[tuple[str, ...], tuple[Mapping[str, Any], list[str]]] = {}
+    for report in reports:
+        for row in report.page.get("quarantined", ()):
+            if row["model"] == model:
+                key = tuple(str(row[one]) for one in ("type", "name", "version", "last_good_version"))
+                found.setdefault(key, (row, []))[1].append(str(report.page.get("replica") or report.plane.name))
+    lines: list[Line] = []
+    for row, planes in found.values():
+        at = f" at {row['peer']}" if row["peer"] else ""
+        holds = (
+            f"every client is sent its last good version, {row['last_good_version']}"
+            if row["last_good_version"]
+            else "it is sent to nobody, for no Envoy has taken a version of it yet; who holds one keeps it"
+        )
+        lines += [
+            Line(f"{row['type']} {row['name']} version {row['version']}", Tone.BAD),
+            Line(f"  refused by  {row['node'] or 'an unnamed Envoy'}{at}, revision {row['since_revision']}"),
+            *([Line(f"  field       {row['field']}")] if row["field"] else []),
+            Line(f"  message     {reason(row['message'])}"),
+            Line(f"  now         {holds}"),
+            Line(f"  says        {listed(planes)}"),
+        ]
+    return [Line(""), Line("QUARANTINED, until its next version"), *lines] if lines else []
+
+
+def _refusals(pages: Pages) -> list[Line]:
+    """What single Envoys do not take; others may."""
+    if pages.resources is None:
+        return []
+    own = {name: {one["name"] for one in report.page["resources"]} for name, report in pages.resources.items()}
+    lines = [
+        Line(
+            f"{stream['node']}: {type_name} {listed(mine)}: {reason(stream['types'][type_name]['last_error'])}",
+            Tone.BAD,
+        )
+        for report in pages.envoys
+        for stream in report.page.get("envoys", ())
+        for type_name, names in refused(stream).items()
+        if (mine := [name for name in names if name in own.get(type_name, ())])
+    ]
+    return [Line(""), Line("REFUSED"), *lines] if lines else []

@@ -1,0 +1,164 @@
+"""`get envoys`, `xds dump` and `describe model` in a process of their own, against real control planes and an Envoy."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from registry.etcd import EtcdClient, EtcdConfig
+from registry.keys import InstanceKey, Keyspace, PlaneKey, ReadyKey
+from registry.records import (
+    InstanceRecord,
+    InstanceState,
+    PlaneRecord,
+    Proof,
+    ReadyRecord,
+    ReadyState,
+    Servable,
+    ServableState,
+    encode_instance,
+    encode_plane,
+    encode_ready,
+)
+from tests.support.processes import ChildProcess, free_port
+from tests.support.stack import Stack
+from tests.support.waiting import eventually
+
+pytestmark = pytest.mark.scenario
+
+KEYS = Keyspace()
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "modelplane", *arguments]
+
+
+async def modelplane(*arguments: str) -> subprocess.CompletedProcess[str]:
+    done = await asyncio.to_thread(
+        subprocess.run, command(*arguments), capture_output=True, text=True, timeout=60, check=False
+    )
+    assert "Traceback" not in done.stderr, done.stderr
+    return done
+
+
+@pytest_asyncio.fixture
+async def stack(tmp_path: Path) -> AsyncIterator[Stack]:
+    """One control plane, one Envoy, and one instance that is written into the registry by hand."""
+    stack = Stack(tmp_path)
+    try:
+        async with EtcdClient(EtcdConfig((stack.etcd.endpoint,))) as client:
+            servables = (
+                Servable("digits", 2, ServableState.AVAILABLE, proof=Proof.PROVED),
+                Servable("digits", 3, ServableState.END, error="no saved_model.pb"),
+            )
+            record = InstanceRecord("127.0.0.1", 21000, 22000, state=InstanceState.SERVING, servables=servables)
+            await client.put(KEYS.make(InstanceKey("tfs-0")), encode_instance(record))
+            ready = encode_ready(ReadyRecord(ReadyState.READY, "127.0.0.1", 21000, 22000))
+            await client.put(KEYS.make(ReadyKey("digits", 2, "tfs-0")), ready)
+        await stack.envoy.ready()
+        yield stack
+    finally:
+        stack.close()
+
+
+async def test_a_fleet_is_looked_into(stack: Stack) -> None:
+    """Waits until the Envoy has acknowledged a model, then for each command's end; a second control plane that is
+    registered and dead, and one that is older than its HTTP field."""
+    here = ("--etcd", stack.etcd.endpoint)
+
+    async def settled() -> bool:
+        page = json.loads((await modelplane("get", "envoys", "-o", "json", *here)).stdout)
+        (plane,) = page["control_planes"]
+        (envoy,) = plane["envoys"]
+        types = envoy["types"]
+        assert set(types) == {"LDS", "CDS", "EDS", "ECDS"}
+        assert (envoy["client"], envoy["view"], envoy["service"]) == ("envoy 1.40.0", "envoy", "ADS")
+        assert plane["replica"] == "plane-0"
+        assert all(one["acked_revision"] == one["sent_revision"] > 0 for one in types.values())
+        return bool(envoy["converged_revision"] == plane["revision"] and types["CDS"]["sent"] >= 4)
+
+    await eventually(settled, "the Envoy to have everything")
+    table = await modelplane("get", "envoys", *here)
+    assert (table.returncode, table.stderr) == (0, "")
+    first, second = table.stdout.splitlines()
+    assert first.split() == ["ENVOY", "CLIENT", "CONTROL", "PLANE", "SINCE", "STATE"]
+    assert second.startswith("modelplane-envoy  envoy 1.40.0  plane-0 ")
+    assert second.endswith("has everything")
+
+    names, one, unknown, described, no_model = await asyncio.gather(
+        modelplane("xds", "dump", "clusters", "-o", "names", *here),
+        modelplane("xds", "dump", "eds", "digits@2", "--control-plane", f"127.0.0.1:{stack.http_port}"),
+        modelplane("xds", "dump", "EDS", "digits@1", *here),
+        modelplane("describe", "model", "digits", *here),
+        modelplane("describe", "model", "digit", *here),
+    )
+    assert names.stdout.split() == ["@rest/digits", "@rest/digits@2", "digits", "digits@2"]
+    resource = json.loads(one.stdout)["resource"]
+    address = resource["endpoints"][0]["lb_endpoints"][0]["endpoint"]["address"]["socket_address"]
+    assert address == {"address": "127.0.0.1", "port_value": 21000}
+    assert unknown.returncode == 1
+    assert unknown.stderr.startswith(
+        "modelplane xds: error: plane-0: no EDS resource 'digits@1' among 4; close to it: "
+    )
+    assert described.returncode == 0
+    for text in ("gets version 2.", "version 3 on tfs-0: no saved_model.pb", "1 connected: all acknowledged up to"):
+        assert text in described.stdout
+    assert no_model.returncode == 1
+    assert no_model.stderr == (
+        "modelplane describe: error: the registry knows no model 'digit'; did you mean digits?\n"
+    )
+
+    async with EtcdClient(EtcdConfig((stack.etcd.endpoint,))) as client:
+        await client.put(KEYS.make(PlaneKey("a-dead")), encode_plane(PlaneRecord(1, http=f"127.0.0.1:{free_port()}")))
+        await client.put(KEYS.make(PlaneKey("b-old")), b'{"convergedRevision":1}')
+    partly, dumped = await asyncio.gather(modelplane("get", "envoys", *here), modelplane("xds", "dump", *here))
+    assert partly.returncode == 1, "Envoys may be missing from the list"
+    lines = partly.stdout.splitlines()
+    assert lines[1].startswith("modelplane-envoy")
+    assert lines[-2].endswith(": connection refused")
+    assert lines[-1].startswith("b-old: its record in the registry does not say where its HTTP port is")
+    everything = json.loads(dumped.stdout)
+    assert {name: page["count"] for name, page in everything.items()} == {
+        "LDS": 2,
+        "RDS": 0,
+        "CDS": 4,
+        "EDS": 4,
+        "ECDS": 2,
+    }
+    assert {page["replica"] for page in everything.values()} == {"plane-0"}
+
+
+async def test_ctrl_c_ends_a_command_that_waits(tmp_path: Path) -> None:
+    """Waits until it has connected to a control plane that says nothing, then for its end after SIGINT."""
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        silent.settimeout(30)
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        arguments = ("get", "envoys", "--control-plane", address, "--timeout", "60")
+        with ChildProcess(command(*arguments), tmp_path / "get.log") as child:
+            connection, _ = await asyncio.to_thread(silent.accept)
+            with connection:
+                child.send(signal.SIGINT)
+                assert child.wait(20) == 130
+        assert child.output == ""
+
+
+async def test_a_control_plane_that_says_nothing_is_not_waited_for(tmp_path: Path) -> None:
+    """Waits for the command's end."""
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        done = await modelplane("get", "envoys", "--control-plane", address, "--timeout", "0.2")
+    assert done.returncode == 1
+    assert done.stdout == f"CONTROL PLANES THAT DO NOT ANSWER\n{address}: no answer for 0.2 s\n"
