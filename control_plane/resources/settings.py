@@ -31,8 +31,8 @@ class DataPlaneSettings:
     # too, silently; a local stack switches it off to be told that the port is taken.
     reuse_port: bool = _setting(True, "let each of Envoy's workers accept on its own socket (SO_REUSEPORT)")
 
-    # A cluster that no request asks for still costs every Envoy some 20 KiB (docs/benchmarks.md), which counts from some
-    # thousands of models on. The price is that the first request for a model waits for its cluster, and that each
+    # A cluster that no request asks for still costs every Envoy some 20 KiB (docs/benchmarks.md), which counts from
+    # some thousands of models on. The price is that the first request for a model waits for its cluster, and that each
     # request for a model which isn't there waits for on_demand_timeout.
     on_demand_clusters: bool = _setting(
         False,
