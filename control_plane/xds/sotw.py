@@ -121,8 +121,13 @@ class SotwStream(Stream):
             subscription.names.remove(name)
             if not subscription.wildcard:
                 self._forget(subscription, name)
+        if subscription.wildcard:
+            # What the wildcard covers the client has asked for already, and holds.
+            subscription.names |= wanted
+            return
         # "How the client specifies what resources to return": newly requested ones are sent, whatever was sent before.
-        self._subscribe(subscription, [name for name in names if name in wanted - subscription.names], now)
+        added = wanted - subscription.names
+        self._subscribe(subscription, [name for name in dict.fromkeys(names) if name in added], now)
 
     def _unsubscribe_wildcard(self, subscription: Subscription, still_wanted: set[str]) -> None:
         subscription.wildcard = False
