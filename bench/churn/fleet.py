@@ -16,6 +16,7 @@ from typing import Any
 from bench.churn.audit import Audit, audit
 from bench.churn.tap import Tap, discovery_streams
 from bench.churn.writers import Convergence, Writer
+from bench.errors import BenchError
 from control_plane.envoy_files import render_bootstrap
 from registry.etcd import EtcdClient, EtcdConfig
 from tests.support.envoy import Envoy
@@ -33,6 +34,11 @@ class Replica:
     http_port: int
     child: ChildProcess
 
+    @property
+    def address(self) -> str:
+        """Where it serves Envoys."""
+        return f"127.0.0.1:{self.xds_port}"
+
     def get(self, path: str) -> str:
         """The body that its HTTP port answers with; empty if it doesn't answer, or not with 200."""
         try:
@@ -42,9 +48,9 @@ class Replica:
             return ""
 
     def metric(self, name: str) -> float:
-        """The sum over its labels of one of its metrics."""
+        """The sum of its metrics that start with this."""
         lines = self.get("/metrics").splitlines()
-        return sum(float(line.split()[-1]) for line in lines if line.split("{")[0].split(" ")[0] == name)
+        return sum(float(line.split()[-1]) for line in lines if line.startswith(name))
 
 
 class Fleet:
@@ -100,7 +106,7 @@ class Fleet:
                 self.replicas.append(Replica(f"plane-{number}", xds_port, http_port, child))
                 stack.push_async_callback(self._end, self.replicas[-1])
             for replica in self.replicas:
-                await self.serving(replica)
+                await self._serving(replica)
             self._stack = stack.pop_all()
         return self
 
@@ -129,17 +135,24 @@ class Fleet:
     def kill(self, replica: Replica) -> None:
         """kill -9."""
         replica.child.kill()
+        replica.child.stop()  # its log file, and whatever it may have started
 
     async def restart(self, replica: Replica) -> None:
         """Start it again and wait until it could serve Envoys."""
         replica.child = self._launch(replica.name, replica.xds_port, replica.http_port)
-        await self.serving(replica)
+        await self._serving(replica)
 
-    async def serving(self, replica: Replica) -> None:
+    async def _serving(self, replica: Replica) -> None:
         """Wait until it has read the registry."""
 
         def ready() -> bool:
-            assert replica.child.alive(), replica.child.output[-3000:]
+            if not replica.child.alive():
+                said = replica.child.output[-3000:]
+                if "can't be listened on" not in said:
+                    raise BenchError(f"{replica.name} has ended:\n{said}")
+                # Some connection was given the port as its own, for the moment.
+                replica.child.stop()
+                replica.child = self._launch(replica.name, replica.xds_port, replica.http_port)
             return replica.get("/readyz") == "ok\n"
 
         await eventually(lambda: asyncio.to_thread(ready), f"{replica.name} to serve", 60)

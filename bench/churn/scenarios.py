@@ -7,8 +7,13 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
 
 from bench.churn.fleet import Fleet, Replica
+from bench.churn.probes import ask
+from bench.churn.verdict import Outcome
 from bench.churn.writers import Writer
 
 _FRONTIER = 40
@@ -138,3 +143,36 @@ async def kill_each(fleet: Fleet, pause: float, on_return: Callable[[Replica], N
         for replica in group:
             on_return(replica)
     return sum(map(len, groups))
+
+
+async def read_own_writes(fleet: Fleet, calls: Sequence[Any], rounds: int, prefix: str = "own") -> list[Outcome]:
+    """Write a change, wait until the control planes say that all Envoys have it, and ask each Envoy at once (`calls`):
+    what they answered that is older than the change. Each round adds a model, moves it and removes it."""
+    stale: list[Outcome] = []
+    first, second = fleet.writers[:2]
+
+    async def expect(model: str, code: grpc.StatusCode) -> None:
+        for number, call in enumerate(calls):
+            outcome = await ask(call, model, number)
+            if outcome.code is not code:
+                stale.append(outcome)
+
+    for number in range(rounds):
+        servable = model, _ = f"{prefix}-{number}", 1
+        await first.hold(servable)
+        first.ready(servable)
+        await fleet.convergence.until(await first.flush())
+        await expect(model, grpc.StatusCode.OK)
+        # Moved without a drain: the old instance forgets it as soon as no Envoy is said to know it there.
+        await second.hold(servable)
+        second.ready(servable)
+        await second.flush()
+        first.gone(servable)
+        await fleet.convergence.until(await first.flush())
+        await first.drop(servable)
+        await expect(model, grpc.StatusCode.OK)
+        second.gone(servable)
+        await fleet.convergence.until(await second.flush())
+        await expect(model, grpc.StatusCode.NOT_FOUND)
+        await second.drop(servable)
+    return stale
