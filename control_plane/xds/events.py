@@ -52,7 +52,8 @@ class Disconnected:
 class Refused:
     """A NACK. `names` are all that the response held, empty if the nonce is none of this stream's. Some of them may
     have been applied: Envoy checks a response as a whole, and then applies it cluster by cluster. `searching`: the
-    same resources are sent again in halves, until a response of one name tells which is to blame."""
+    same resources are sent again in parts, until a response of one name tells which is to blame. `version` is that
+    one's, empty while that isn't known."""
 
     node: str
     type_url: str
@@ -61,6 +62,17 @@ class Refused:
     searching: bool
     code: int
     message: str
+    version: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Acquitted:
+    """An Envoy has acknowledged, or says that it holds, the very version that is quarantined."""
+
+    node: str
+    type_url: str
+    name: str
+    version: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +85,7 @@ class HeldTooLong:
     waiting_for: tuple[str, ...]
 
 
-StreamEvent: TypeAlias = Connected | Disconnected | Refused | HeldTooLong
+StreamEvent: TypeAlias = Connected | Disconnected | Refused | Acquitted | HeldTooLong
 
 
 @dataclass(frozen=True, slots=True)

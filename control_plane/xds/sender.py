@@ -155,7 +155,8 @@ class Sender:
             return None
         subscription.answer_owed = False
         self.sequence += 1
-        flight = Flight(self.sequence, {}, self._table.revision)
+        moment = self._table.moment
+        flight = Flight(self.sequence, {}, moment.revision, moment.generation, searching=group is not None)
         for resource in puts:
             self._put(subscription, flight, resource, now)
         for name in removals:
@@ -211,7 +212,7 @@ class Sender:
     def _put(self, subscription: Subscription, flight: Flight, resource: Resource, now: float) -> None:
         name = resource.name
         if subscription.type_url in _PAIR:
-            subscription.sent(flight, name, resource.version)
+            subscription.sent(flight, name, resource)
             if subscription.type_url == CLUSTER:
                 self._after_cluster(flight, name, now)
             return
@@ -222,7 +223,7 @@ class Sender:
         current = self._table.get(*key)
         unchanged = current is not None and current.version == resource.version
         newer = None if unchanged or waiting is None else waiting.newer
-        subscription.sent(flight, name, resource.version, newer)
+        subscription.sent(flight, name, resource, newer)
         self._order.sent(key, flight.sequence, resource)
 
     def _after_cluster(self, flight: Flight, name: str, now: float) -> None:

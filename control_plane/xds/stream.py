@@ -19,13 +19,14 @@ from control_plane.resources.resource import (
     ROUTE_CONFIGURATION,
     Resource,
 )
-from control_plane.xds.events import HeldTooLong, Refused, StreamEvent, TypeStatus
+from control_plane.xds.blame import names_in
+from control_plane.xds.events import Acquitted, HeldTooLong, Refused, StreamEvent, TypeStatus
 from control_plane.xds.limits import Limits
 from control_plane.xds.order import Order
 from control_plane.xds.outstanding import Outstanding
 from control_plane.xds.sender import Sender
-from control_plane.xds.subscription import WILDCARD, Counters, Flight, Subscription
-from control_plane.xds.table import BEGINNING, Moment, ResourceTable, TableChange
+from control_plane.xds.subscription import UNKNOWN, WILDCARD, Counters, Flight, Subscription
+from control_plane.xds.table import BEGINNING, Change, Moment, ResourceTable, TableChange
 
 ROOTS = frozenset({LISTENER, CLUSTER})
 """The types of which a client may want all that there is."""
@@ -57,7 +58,7 @@ class Stream(ABC):
         self._order = Order()
         self._subscriptions: dict[str, Subscription] = {}
         self._events: list[StreamEvent] = []
-        self._suspects: list[tuple[float, frozenset[str]]] = []
+        self._suspects: list[tuple[float, set[str]]] = []
         self._clusters_expected_by: float | None = None
         self._sender = Sender(
             table, self._subscriptions, self._order, self._limits, self._look, self._frame, self._held_too_long
@@ -114,12 +115,20 @@ class Stream(ABC):
         for one in change.changes:
             subscription = self._subscriptions.get(one.type_url)
             if subscription is not None and subscription.tracks(one.name):
-                held = None if one.old is None else one.old.version
-                self._mark(subscription, one.name, held, change.moment, now)
+                self._changed(subscription, one, change.moment, now)
                 concerned = True
         if concerned:
             self._let_wait(now)
         return concerned
+
+    def _changed(self, subscription: Subscription, change: Change, moment: Moment, now: float) -> None:
+        if change.withheld:
+            self._withhold(subscription, change.name, moment, now)
+            return
+        held = UNKNOWN if change.was_withheld else None if change.old is None else change.old.version
+        self._mark(subscription, change.name, held, moment, now)
+        if change.trial and change.type_url in _PAIR:
+            subscription.by_itself(change.name)
 
     def outgoing(self, now: float) -> list[bytes]:
         """The serialised responses that are to be written now, in this order."""
@@ -200,6 +209,8 @@ class Stream(ABC):
         if entry is not None and subscription.type_url not in _PAIR and claimed is not None:
             known = claimed == entry.resource.version
             self._order.claimed((subscription.type_url, name), entry.resource if known else None)
+        if claimed is not None and self._claimed(subscription, name, claimed) and not forced:
+            return
         if entry is None:
             # "Knowing When a Requested Resource Does Not Exist" (delta): named ones are answered as removed.
             since = BEGINNING if claimed is not None else self._table.moment
@@ -211,6 +222,22 @@ class Stream(ABC):
             self._mark(subscription, name, claimed, BEGINNING, now)
         elif forced:
             self._mark(subscription, name, claimed, self._table.moment, now, forced=True)
+
+    def _claimed(self, subscription: Subscription, name: str, version: str) -> bool:
+        """A client that reconnects holds this version, so it has acknowledged it. True if the name is withheld: then
+        it is to keep what it has. (Forced is only EDS that a cluster may be warming for. Envoy has to be answered
+        there, and "removed" ends the warming without taking away the endpoints that it has.)"""
+        entry = self._table.entries(subscription.type_url).get(name)
+        if entry is not None and entry.resource.version == version:
+            self._good(entry.resource, self._table.moment.generation)
+        record = self._table.quarantined.get((subscription.type_url, name))
+        if record is not None and record.version == version:
+            self._events.append(Acquitted(self.node, subscription.type_url, name, version))
+        return record is not None and record.last_good_version is None
+
+    def _good(self, resource: Resource, generation: int) -> None:
+        if self._table.acknowledged(resource, generation):
+            self._events.append(Acquitted(self.node, resource.type_url, resource.name, resource.version))
 
     def _subscribe(self, subscription: Subscription, names: Any, now: float) -> None:
         subscription.explicit |= bool(names)
@@ -257,6 +284,9 @@ class Stream(ABC):
 
     def _acked(self, subscription: Subscription, flight: Flight) -> None:
         subscription.acked(flight)
+        for resource, _ in flight.names.values():
+            if resource is not None:
+                self._good(resource, flight.generation)
         if subscription.type_url == CLUSTER_LOAD_ASSIGNMENT:
             self._order.endpoints_acked(flight.names, flight.sequence)
         elif subscription.type_url != CLUSTER:
@@ -266,20 +296,30 @@ class Stream(ABC):
     def _refused(
         self, type_url: str, subscription: Subscription | None, flight: Flight | None, error: Any, now: float
     ) -> None:
-        names: tuple[str, ...] = ()
+        names: dict[str, tuple[Resource | None, Moment]] = {}
         searching = False
         if subscription is not None:
             subscription.counters.nacked += 1
             subscription.counters.last_error = error.message
         if subscription is not None and flight is not None:
-            names = tuple(flight.names)
-            searching = subscription.nacked(flight, now)
+            names = flight.names
+            named = names_in(error.message, names) if len(names) > 1 else ()
+            searching = subscription.nacked(flight, now, named, self._withheld(type_url, names))
             if type_url == CLUSTER and not searching:
-                warming = frozenset(names) & self._order.warming.keys()
+                warming = names.keys() & self._order.warming.keys()
                 self._suspects.append((now + self._limits.suspect_seconds, warming))
-        found = (self._table.get(type_url, name) for name in names)
-        models = sorted({resource.model for resource in found if resource is not None and resource.model})
-        self._events.append(Refused(self.node, type_url, names, tuple(models), searching, error.code, error.message))
+        resources = [resource for resource, _ in names.values() if resource is not None]
+        models = tuple(sorted({resource.model for resource in resources if resource.model}))
+        version = resources[0].version if len(names) == len(resources) == 1 else ""
+        self._events.append(
+            Refused(self.node, type_url, tuple(names), models, searching, error.code, error.message, version)
+        )
+
+    def _withheld(self, type_url: str, names: Iterable[str]) -> dict[str, str]:
+        if not self._table.quarantined:
+            return {}
+        records = {name: self._table.withheld(type_url, name) for name in names}
+        return {name: record.version for name, record in records.items() if record is not None}
 
     def _give_up_suspects(self, now: float) -> None:
         """Envoy asks at once for the EDS of a cluster that it takes. What was refused, and it has not asked for in a
@@ -346,6 +386,18 @@ class Stream(ABC):
                 self._order.cluster_not_due(name)
         elif subscription.type_url != CLUSTER_LOAD_ASSIGNMENT and (resource is None or not due):
             self._order.waiting.pop(key, None)
+
+    def _withhold(self, subscription: Subscription, name: str, since: Moment, now: float) -> None:
+        """The name is quarantined and there is no good version of it: the client keeps what it has, and nothing waits
+        for it."""
+        waits = subscription.withhold(name)
+        if waits:
+            subscription.mark(name, None, None, since, now, forced=True)
+        if subscription.type_url == CLUSTER:
+            self._order.cluster_gone(name)
+        elif subscription.type_url != CLUSTER_LOAD_ASSIGNMENT:
+            self._order.waiting.pop((subscription.type_url, name), None)
+        self._order.released = True
 
     def _let_wait(self, now: float) -> None:
         """Settle for each resource that can name clusters which of them it has to wait for."""

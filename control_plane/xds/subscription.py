@@ -8,10 +8,11 @@ number of changes to one name while the client is slow merge into one Item, of w
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
+from control_plane.resources.resource import Resource
 from control_plane.xds.outstanding import Outstanding
 from control_plane.xds.table import Moment
 from control_plane.xds.whole import WholeState
@@ -37,6 +38,8 @@ class Item:
     `expected` is the version that the client will hold once it has ACKed all that was sent (None: nothing);
     `gone`: the table has lost it, and the variant has no way to say so;
     `due` the earliest moment of which nothing was sent yet; `due_at` when it became due (monotonic seconds).
+    `refused` is the version that the client has refused; `refused_since` None with it: quarantined, so it is not
+    outstanding, but it would be refused again.
     """
 
     expected: str | Unknown | None
@@ -58,14 +61,19 @@ class Item:
 
 @dataclass(slots=True)
 class Flight:
-    """A response that was sent and not answered yet: name -> (version or None for removed, since when outstanding).
-    `revision`: of the registry, when it was made."""
+    """A response that was sent and not answered yet: name -> (resource or None for removed, since when outstanding).
+
+    `revision` and `generation` are the table's when it was made. `searching`: it is one of those that look for the
+    name to blame.
+    """
 
     sequence: int
-    names: dict[str, tuple[str | None, Moment]]
+    names: dict[str, tuple[Resource | None, Moment]]
     revision: int = 0
+    generation: int = 0
     alone: bool = True
     """Nothing is in it but what is named and what the client has ACKed."""
+    searching: bool = False
 
     @property
     def nonce(self) -> str:
@@ -159,13 +167,13 @@ class Subscription:
         queue[name] = None
         return item
 
-    def sent(self, flight: Flight, name: str, version: str | None, newer: Moment | None = None) -> None:
+    def sent(self, flight: Flight, name: str, resource: Resource | None, newer: Moment | None = None) -> None:
         """`name` went out in `flight`; `newer` is since when something newer than that is due already, if it is."""
         item = self.items[name]
         assert item.due is not None
-        flight.names[name] = (version, item.due)
+        flight.names[name] = (resource, item.due)
         item.forced = False
-        item.expected = version
+        item.expected = None if resource is None else resource.version
         item.flying += 1
         item.last_sent = flight.sequence
         item.due = newer
@@ -196,20 +204,28 @@ class Subscription:
             self.outstanding.discard(since)
             item = self.items[name]
             item.flying -= 1
-            if item.refused_since is not None and flight.sequence > item.refused_at:
+            if flight.sequence > item.refused_at:
                 self._forgive(item)
             self._drop_if_settled(name, item)
 
-    def nacked(self, flight: Flight, now: float) -> bool:
+    def nacked(
+        self, flight: Flight, now: float, named: Collection[str] = (), withheld: Mapping[str, str] | None = None
+    ) -> bool:
         """The client has refused the response. Which of its names is to blame only a response of one name can tell,
-        so what was in a larger one is queued again, in halves; True then. A single name stays outstanding, refused,
-        until a newer version is ACKed. The halves end: each is smaller than what was refused."""
+        so what was in a larger one is queued again; True then. `named`, those that the client's message contains, go
+        by themselves and the rest together; if that didn't help, or the message names nobody or all, in halves. This
+        ends: each is smaller than what was refused.
+
+        A single name stays outstanding, refused, until a newer version is ACKed. `withheld`: names that are
+        quarantined, with the version that was refused; nothing of theirs is outstanding.
+        """
         self.nacked_revision = flight.revision
         if self.whole is not None:
             self.whole.refused(flight.names, flight.sequence)
         again: list[str] = []
-        for name, (version, since) in flight.names.items():
+        for name, (resource, since) in flight.names.items():
             item = self.items[name]
+            version = None if resource is None else resource.version
             item.flying -= 1
             if item.gone:
                 self.outstanding.discard(since)
@@ -218,6 +234,12 @@ class Subscription:
             newest = item.last_sent <= flight.sequence
             if newest:
                 item.expected = UNKNOWN
+            if withheld and name in withheld:
+                self.outstanding.discard(since)
+                if version == withheld[name]:
+                    item.refused, item.refused_at = version, flight.sequence
+                self._drop_if_settled(name, item)
+                continue
             if newest and (len(flight.names) > 1 or not flight.alone):
                 self._due_again(name, item, version, since, now)
                 again.append(name)
@@ -226,9 +248,36 @@ class Subscription:
                 self.outstanding.discard(max(since, item.refused_since))
                 since = min(since, item.refused_since)
             item.refused, item.refused_since, item.refused_at = version, since, flight.sequence
-        half = (len(again) + 1) // 2
-        self.groups.extend(group for group in (again[:half], again[half:]) if group)
+        self._search(again, [name for name in again if name in named], whole=not flight.searching)
         return bool(again)
+
+    def _search(self, names: list[str], named: list[str], *, whole: bool) -> None:
+        if len(named) == len(names):
+            named = []
+        self.groups.extend([name] for name in named)
+        rest = [name for name in names if name not in set(named)] if named else names
+        half = len(rest) if named and whole else (len(rest) + 1) // 2
+        self.groups.extend(group for group in (rest[:half], rest[half:]) if group)
+
+    def withhold(self, name: str) -> bool:
+        """Nothing of this name is to be sent any longer, and nothing of it is outstanding. True if the client has
+        asked for it, holds nothing of it, and waits for an answer."""
+        item = self.items.get(name)
+        if item is None:
+            return False
+        waits = item.forced and item.expected is None
+        item.forced = False
+        self._undue(name, item)
+        if item.refused_since is not None:
+            self.outstanding.discard(item.refused_since)
+            item.refused_since = None
+        self._drop_if_settled(name, item)
+        return waits
+
+    def by_itself(self, name: str) -> None:
+        """What is due of this name is to go by itself, so that a refusal can be of nothing else."""
+        if name in self.puts:
+            self.groups.append([name])
 
     def holds_unknown(self, since: Moment) -> None:
         """The client may hold what we know nothing of; outstanding until it ACKs a response that holds everything."""
@@ -271,7 +320,7 @@ class Subscription:
 
     def refused(self) -> Iterator[str]:
         """The names that the client has refused and not ACKed since. Linear in what is unsettled."""
-        return (name for name, item in self.items.items() if item.refused_since is not None)
+        return (name for name, item in self.items.items() if item.refused or item.refused_since is not None)
 
     def _undue(self, name: str, item: Item) -> None:
         if item.due is not None:
@@ -286,7 +335,7 @@ class Subscription:
         item.refused = item.refused_since = None
 
     def _drop_if_settled(self, name: str, item: Item) -> None:
-        if not item.on_its_way and item.refused_since is None:
+        if not item.on_its_way and item.refused is None and item.refused_since is None:
             del self.items[name]
 
     def _fold(self) -> None:
@@ -299,10 +348,10 @@ class Subscription:
         """Let the answer to `second` count for the older `first` too."""
         del self.flights[first.nonce]
         into = second.names
-        for name, (version, since) in first.names.items():
+        for name, (resource, since) in first.names.items():
             known = into.get(name)
             if known is None:
-                into[name] = (version, since)
+                into[name] = (resource, since)
                 continue
             self.outstanding.discard(max(since, known[1]))
             into[name] = (known[0], min(since, known[1]))
