@@ -21,7 +21,8 @@ log = logging.getLogger(__name__)
 
 
 class Connection:
-    """A stream whose client is known. `on_written` is called after everything that was to be written is."""
+    """A stream whose client is known. `on_moved` is called after each request, and after everything that was to be
+    written is: the machine may have something to tell."""
 
     def __init__(
         self,
@@ -31,7 +32,7 @@ class Connection:
         peer: str,
         client: base_pb2.Node,
         clock: Callable[[], float],
-        on_written: Callable[[Connection], None],
+        on_moved: Callable[[Connection], None],
     ) -> None:
         self.machine = machine
         self.method = method
@@ -42,7 +43,7 @@ class Connection:
         self.closing = False
         self.error: ProtocolError | None = None
         self._clock = clock
-        self._on_written = on_written
+        self._on_moved = on_moved
         self._wake = asyncio.Event()
 
     @property
@@ -84,6 +85,8 @@ class Connection:
         async for request in requests:
             if not self.take(request):
                 break
+            # Not only by the writer: an Envoy that is slow to read can name a bad resource all the same.
+            self._on_moved(self)
         self._wake.set()
 
     async def _write(self, context: grpc.aio.ServicerContext[Any, Any], reader: asyncio.Task[None]) -> None:
@@ -93,7 +96,7 @@ class Connection:
             for response in machine.outgoing(self._clock()):
                 # Waits while the client does not read; what comes meanwhile merges in the machine.
                 await context.write(response)
-            self._on_written(self)
+            self._on_moved(self)
             if self._wake.is_set():
                 continue
             deadline = machine.next_deadline()

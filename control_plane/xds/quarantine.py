@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from control_plane.resources.resource import Resource
+
 Key: TypeAlias = tuple[str, str]
 """A resource's type URL and name."""
 
@@ -30,7 +32,8 @@ class Quarantined:
 
     While it lasts every stream is offered `last_good_version`, the newest that any stream of this replica has
     acknowledged. Where there is none (None), the name is withheld: it is sent to nobody, and nobody is told to remove
-    it. `since_revision` is the registry revision that the table had when the version was refused.
+    it; a stream that connects may be sent it once, to see. `since_revision` is the registry revision that the table had
+    when the version was refused.
     """
 
     model: str
@@ -42,3 +45,18 @@ class Quarantined:
     message: str
     since_revision: int
     at: float
+
+    @classmethod
+    def of(cls, refused: Resource, last_good_version: str | None, blame: Blame, since_revision: int) -> Quarantined:
+        """The record of a refusal."""
+        return cls(
+            model=refused.model,
+            version=refused.version,
+            last_good_version=last_good_version,
+            node=blame.node,
+            peer=blame.peer,
+            field=blame.field,
+            message=blame.message,
+            since_revision=since_revision,
+            at=blame.at,
+        )

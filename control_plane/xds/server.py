@@ -25,6 +25,7 @@ from control_plane.xds.subscription import Counters
 from control_plane.xds.table import ResourceTable, TableChange
 from control_plane.xds.telling import tell
 from control_plane.xds.view import View, is_grpc_client
+from control_plane.xds.warden import RETRY_SECONDS, judge, tell_trials
 
 SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
     # An Envoy that hangs or whose machine is gone closes nothing: it is declared dead after 10 s + 3 s. The timeout has
@@ -91,6 +92,7 @@ class XdsServer:
         self._numbers = itertools.count(1)
         self._lost: list[_Lost] = []
         self._timers: set[asyncio.TimerHandle] = set()
+        self._retries: dict[View, asyncio.TimerHandle] = {}
         self._ended_totals: dict[str, Counters] = {}
         self._closing = False
         self._all_ended = asyncio.Event()
@@ -104,6 +106,7 @@ class XdsServer:
         anything is awaited."""
         now = self._clock()
         view = view or self.envoy_view
+        tell_trials(change)
         if view.table.ready:
             self._ready[view].set()
         if self.envoy_view.table.ready and self._settle_until is None:
@@ -204,7 +207,7 @@ class XdsServer:
             ready.set()
         for connection in self._connections.values():
             connection.close()
-        for timer in self._timers:
+        for timer in (*self._timers, *self._retries.values()):
             timer.cancel()
         if self._connections:
             await self._all_ended.wait()
@@ -234,7 +237,7 @@ class XdsServer:
         view = self._grpc_view if self._grpc_view is not None and is_grpc_client(first.node) else self.envoy_view
         await self._until_ready(view, context)
         machine = method.variant.machine(view.table, self._clock(), self._limits, method.only_type)
-        connection = Connection(machine, method, view, context.peer(), kept(first.node), self._clock, self._written)
+        connection = Connection(machine, method, view, context.peer(), kept(first.node), self._clock, self._moved)
         number = next(self._numbers)
         self._connections[number] = connection
         detail = "the stream ended"
@@ -267,9 +270,12 @@ class XdsServer:
 
     # What is told
 
-    def _written(self, connection: Connection) -> None:
+    def _moved(self, connection: Connection) -> None:
         for event in connection.machine.events():
             self._tell(event)
+            change = judge(connection.view.table, event, connection.peer, time.time())
+            if change is not None:
+                self.publish(change, connection.view)
         self._on_change()
 
     def _connected(self, connection: Connection) -> None:
@@ -279,6 +285,20 @@ class XdsServer:
             # One only: several Envoys may go by one node id.
             self._lost.remove(back)
         self._tell(Connected(connection.node, connection.peer))
+        self._retry_withheld(connection.view)
+
+    def _retry_withheld(self, view: View) -> None:
+        """Try what is withheld with a client that has connected, and those that do in the next seconds together."""
+        if not view.table.quarantined or view in self._retries:
+            return
+        self.publish(view.table.retry_withheld(), view)
+        loop = asyncio.get_running_loop()
+        self._retries[view] = loop.call_later(RETRY_SECONDS, self._retried, view, next(self._numbers))
+
+    def _retried(self, view: View, number: int) -> None:
+        del self._retries[view]
+        if any(connected > number for connected in self._connections):
+            self._retry_withheld(view)
 
     def _ended(self, connection: Connection, detail: str) -> None:
         now = self._clock()

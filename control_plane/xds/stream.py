@@ -233,7 +233,7 @@ class Stream(ABC):
         record = self._table.quarantined.get((subscription.type_url, name))
         if record is not None and record.version == version:
             self._events.append(Acquitted(self.node, subscription.type_url, name, version))
-        return record is not None and record.last_good_version is None
+        return entry is None and record is not None
 
     def _good(self, resource: Resource, generation: int) -> None:
         if self._table.acknowledged(resource, generation):

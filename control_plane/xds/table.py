@@ -11,7 +11,7 @@ what was acknowledged before that, or nothing.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -140,9 +140,9 @@ class ResourceTable:
         return self._refused.get((type_url, name)) or self.get(type_url, name)
 
     def withheld(self, type_url: str, name: str) -> Quarantined | None:
-        """The quarantine of a name of which there is no last good version; None if it is not withheld."""
+        """The quarantine of a name of which there is nothing to send; None if it is not withheld."""
         record = self._quarantined.get((type_url, name))
-        return None if record is None or record.last_good_version is not None else record
+        return None if record is None or self.get(type_url, name) is not None else record
 
     def update(self, puts: Iterable[Resource], removes: Iterable[Key], revision: int) -> TableChange:
         """Bring in what one registry revision (or a batch up to it) changed; `removes` are (type_url, name).
@@ -194,41 +194,36 @@ class ResourceTable:
         if entry is None or entry.resource.version != version or entry.good is entry.resource:
             return TableChange(self._now, ())
         refused, good = entry.resource, entry.good
-        last_good = None if good is None else good.version
         self._now = self._next(self._now.revision)
-        self._refused[type_url, name] = refused
-        self._quarantined[type_url, name] = Quarantined(
-            refused.model,
-            version,
-            last_good,
-            blame.node,
-            blame.peer,
-            blame.field,
-            blame.message,
-            self.revision,
-            blame.at,
-        )
         if good is None:
             self._drop(type_url, name)
         else:
             self._types[type_url][name] = Entry(good, entry.created, good, entry.good_since)
+        if (type_url, name) not in self._quarantined:  # else it was tried once more
+            self._refused[type_url, name] = refused
+            last_good = None if good is None else good.version
+            self._quarantined[type_url, name] = Quarantined.of(refused, last_good, blame, self.revision)
         return TableChange(self._now, (Change(type_url, name, refused, good, withheld=good is None),))
 
     def acquit(self, type_url: str, name: str, version: str) -> TableChange:
         """A stream has acknowledged what is quarantined: offer it to all again. Nothing if it no longer is."""
-        record = self._quarantined.get((type_url, name))
+        key = (type_url, name)
+        record = self._quarantined.get(key)
         if record is None or record.version != version:
             return TableChange(self._now, ())
         self._now = self._next(self._now.revision)
-        change = self._offer_again((type_url, name), trial=False)
-        entry = self._types[type_url][name]
-        self._types[type_url][name] = Entry(entry.resource, entry.created, entry.resource, self._now.generation)
-        return TableChange(self._now, (change,))
+        change = self._offer_again(key, trial=False)
+        del self._quarantined[key]
+        self._note_good(self._types[type_url][name], self._refused.pop(key), self._now.generation)
+        return TableChange(self._now, (change,) if change.old is not change.new else ())
 
     def retry_withheld(self) -> TableChange:
-        """Offer everything that is withheld once more. Who holds nothing of it can lose nothing by it, and what one
-        Envoy refuses for reasons of its own (a port that is taken) another may take."""
-        keys = [key for key, record in self._quarantined.items() if record.last_good_version is None]
+        """Offer everything that is withheld once more; it stays quarantined until some stream acknowledges it.
+
+        Who holds nothing of it can lose nothing by it, and what one Envoy refuses for reasons of its own, such as a
+        port that is taken, another may take. An Envoy that has refused it is not sent it again.
+        """
+        keys = [key for key in self._quarantined if self.withheld(*key) is not None]
         if not keys:
             return TableChange(self._now, ())
         self._now = self._next(self._now.revision)
@@ -236,17 +231,21 @@ class ResourceTable:
 
     def _offer_again(self, key: Key, *, trial: bool) -> Change:
         resource = self._refused[key]
-        change = self._put(key, resource, again=True)
-        assert change is not None
-        return replace(change, trial=trial)
+        entries = self._types.setdefault(resource.type_url, {})
+        known = entries.get(resource.name)
+        if known is None:
+            entries[resource.name] = Entry(resource, self._now)
+            return Change(*key, None, resource, was_withheld=True, trial=trial)
+        entries[resource.name] = Entry(resource, known.created, known.good, known.good_since)
+        return Change(*key, known.resource, resource, trial=trial)
 
     def _next(self, revision: int) -> Moment:
         return Moment(self._now.generation + 1, revision)
 
-    def _put(self, key: Key, resource: Resource, *, again: bool = False) -> Change | None:
+    def _put(self, key: Key, resource: Resource) -> Change | None:
         record = self._quarantined.get(key)
         if record is not None:
-            if record.version == resource.version and not again:
+            if record.version == resource.version:
                 return None
             del self._quarantined[key], self._refused[key]
         entries = self._types.setdefault(resource.type_url, {})
@@ -264,9 +263,10 @@ class ResourceTable:
         record = self._quarantined.pop(key, None)
         self._refused.pop(key, None)
         entry = self._drop(*key)
-        if entry is not None:
-            return Change(*key, entry.resource, None)
-        return None if record is None else Change(*key, None, None, was_withheld=True)
+        unknown = record is not None and record.last_good_version is None
+        if entry is None and record is None:
+            return None
+        return Change(*key, None if entry is None else entry.resource, None, was_withheld=unknown)
 
     def _drop(self, type_url: str, name: str) -> Entry | None:
         entries = self._types.get(type_url)

@@ -256,7 +256,7 @@ def test_a_nack_is_reported_and_not_sent_again_until_something_newer_comes():
     assert talk.nack(bad, "bad cluster a") == []
     talk.ack_all()
     (refused,) = talk.stream.events()
-    assert refused == Refused("", CDS, ("a",), ("a",), False, 13, "bad cluster a")
+    assert refused == Refused("", CDS, ("a",), ("a",), False, 13, "bad cluster a", cluster("a", 2).version)
     assert talk.stream.status()[CDS].refused == ("a",)
     assert talk.wait(60) == []
     talk.change(endpoints("b", 3))
