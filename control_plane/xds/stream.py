@@ -225,8 +225,7 @@ class Stream(ABC):
 
     def _claimed(self, subscription: Subscription, name: str, version: str) -> bool:
         """A client that reconnects holds this version, so it has acknowledged it. True if the name is withheld: then
-        it is to keep what it has. (Forced is only EDS that a cluster may be warming for. Envoy has to be answered
-        there, and "removed" ends the warming without taking away the endpoints that it has.)"""
+        it is to keep what it has."""
         entry = self._table.entries(subscription.type_url).get(name)
         if entry is not None and entry.resource.version == version:
             self._good(entry.resource, self._table.moment.generation)
@@ -350,6 +349,14 @@ class Stream(ABC):
                 # A client without clusters of ours warms none of them.
                 if endpoints.tracks(name) and name in clusters:
                     self._mark(endpoints, name, entry.resource.version, self._table.moment, now, forced=True)
+            for type_url, name in self._table.quarantined:
+                # "Removed" ends the warming too, and Envoy keeps the endpoints that it has.
+                if (
+                    type_url == CLUSTER_LOAD_ASSIGNMENT
+                    and endpoints.tracks(name)
+                    and self._table.withheld(type_url, name)
+                ):
+                    self._mark(endpoints, name, UNKNOWN, self._table.moment, now, forced=True)
 
     # What is due
 

@@ -85,6 +85,8 @@ class ResourceTable:
         self._went_back = 0
         self._ready = False
         self._quarantined: dict[Key, Quarantined] = {}
+        self.quarantined: Mapping[Key, Quarantined] = MappingProxyType(self._quarantined)
+        """What is quarantined now, by type URL and name; a live view."""
         self._refused: dict[Key, Resource] = {}
 
     @property
@@ -129,11 +131,6 @@ class ResourceTable:
     def types(self) -> Iterable[str]:
         """The types of which there is at least one resource."""
         return self._types.keys()
-
-    @property
-    def quarantined(self) -> Mapping[Key, Quarantined]:
-        """What is quarantined now, by type URL and name; a live view."""
-        return MappingProxyType(self._quarantined)
 
     def offered(self, type_url: str, name: str) -> Resource | None:
         """What the pipeline has put in, quarantined or not."""
