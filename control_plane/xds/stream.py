@@ -309,7 +309,7 @@ class Stream(ABC):
                 self._suspects.append((now + self._limits.suspect_seconds, warming))
         resources = [resource for resource, _ in names.values() if resource is not None]
         models = tuple(sorted({resource.model for resource in resources if resource.model}))
-        version = resources[0].version if len(names) == len(resources) == 1 else ""
+        version = resources[0].version if len(names) == len(resources) == 1 and not searching else ""
         self._events.append(
             Refused(self.node, type_url, tuple(names), models, searching, error.code, error.message, version)
         )
@@ -399,7 +399,7 @@ class Stream(ABC):
         for it."""
         waits = subscription.withhold(name)
         if waits:
-            subscription.mark(name, None, None, since, now, forced=True)
+            self._mark(subscription, name, None, since, now, forced=True)
         if subscription.type_url == CLUSTER:
             self._order.cluster_gone(name)
         elif subscription.type_url != CLUSTER_LOAD_ASSIGNMENT:

@@ -176,8 +176,8 @@ class ResourceTable:
         good, since = resource, generation
         if entry.resource.version == resource.version:
             good, since = entry.resource, self._now.generation
-        elif generation <= entry.good_since:
-            # A slow Envoy acknowledges what others have left behind.
+        elif generation <= entry.good_since or generation < entry.created.generation:
+            # A slow Envoy acknowledges what others have left behind, or what was there under this name before.
             return
         self._types[resource.type_url][resource.name] = Entry(entry.resource, entry.created, good, since)
 

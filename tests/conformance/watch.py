@@ -114,12 +114,15 @@ class Watch:
         self.forget(*names)
         self.absent |= set(names)
 
-    async def expect_at_last(self, name: str, version: str) -> int:
-        """Responses come until one has this version, each of them with nothing but `name` that is new. How many."""
+    async def expect_at_last(self, name: str, version: str, *, never: str = "") -> int:
+        """Responses come until one has this version, each of them with nothing but `name` that is new, and none with
+        the version `never`. How many."""
         want = example(self.type_url, name, version).value
         for count in range(1, 1000):
             answer = await self.client.get(self.type_url)
             assert name in answer.names
+            if never:
+                assert answer.resources[name] != example(self.type_url, name, never).value
             if self.full:
                 assert answer.names == self.held.keys()
             elif self.client.variant.delta or self.target.exact:
