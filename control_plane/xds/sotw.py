@@ -69,12 +69,13 @@ class SotwStream(Stream):
         self._change_names(subscription, request.resource_names, now)
 
     def _first_request(self, type_url: str, request: Any, now: float) -> None:
+        # A list that holds no more than an empty name is not empty, and asks for nothing.
         names = list(request.resource_names)
         removable = whole = type_url in ROOTS
         subscription = Subscription(type_url, self._outstanding, removable=removable)
         self._subscriptions[type_url] = subscription
         subscription.explicit = bool(names)
-        subscription.names.update(name for name in names if name != WILDCARD)
+        subscription.names.update(name for name in names if name not in ("", WILDCARD))
         subscription.wildcard = WILDCARD in names or (not names and whole)
         wanted = dict.fromkeys(subscription.names)
         if subscription.wildcard:
@@ -110,7 +111,7 @@ class SotwStream(Stream):
         wanted = set(names)
         # "How the client specifies what resources to return": no names mean all, until there have been names.
         all_of_them = WILDCARD in wanted or (subscription.wildcard and not (wanted or subscription.explicit))
-        wanted.discard(WILDCARD)
+        wanted -= {"", WILDCARD}
         if subscription.wildcard and not all_of_them:
             self._unsubscribe_wildcard(subscription, wanted)
         elif all_of_them and not subscription.wildcard:

@@ -22,6 +22,7 @@ from control_plane.xds.server import SERVER_OPTIONS, XdsServer
 from control_plane.xds.table import ResourceTable, TableChange
 from tests.conformance import adapter_pb2
 from tests.conformance.state import RequestError, State
+from tests.conformance.versions import GivenVersions
 
 SERVICE = "adapter.Adapter"
 READY = "ready: adapter on "
@@ -59,7 +60,7 @@ class Adapter:
                 pb.AddResourceResponse(success=True),
             ),
             "RemoveResource": (
-                lambda request: self._state.remove(request.typeUrl, request.resourceName),
+                lambda request: self._state.remove(request.typeUrl, request.resourceName, request.version),
                 pb.ResourceRequest,
                 pb.RemoveResourceResponse(success=True),
             ),
@@ -100,7 +101,8 @@ async def serving(adapter: str, xds: str, limits: Limits | None = None) -> Async
     state = State(table)
     servers: list[grpc.aio.Server] = []
     places: list[str] = []
-    for address, handlers in ((adapter, (Adapter(state, server.publish).handler(),)), (xds, server.handlers())):
+    spoken = tuple(GivenVersions(handler, state.version_of) for handler in server.handlers())
+    for address, handlers in ((adapter, (Adapter(state, server.publish).handler(),)), (xds, spoken)):
         grpc_server = grpc.aio.server(options=SERVER_OPTIONS)
         grpc_server.add_generic_rpc_handlers(handlers)
         try:

@@ -61,7 +61,7 @@ class Variant:
         return "/" + path.format("Delta" if self.delta else "Stream")
 
 
-VARIANTS = (Variant(delta=True, aggregated=True),)
+VARIANTS = tuple(Variant(delta, aggregated) for delta in (True, False) for aggregated in (True, False))
 
 
 @dataclass(frozen=True)
@@ -109,6 +109,10 @@ class Client:
         asked = self._asked.setdefault(type_url, _Asked())
         asked.names += [name for name in names if name not in asked.names]
         await self._repeat(type_url)
+
+    def names(self, type_url: str) -> list[str]:
+        """What a state-of-the-world client will ask for in its next request."""
+        return self._asked[type_url].names
 
     async def drop(self, type_url: str, *names: str) -> None:
         """Unsubscribe from these names."""

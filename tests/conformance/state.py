@@ -50,6 +50,13 @@ def name_of(type_url: str, message: Any) -> str:
     return message.cluster_name if type_url == CLUSTER_LOAD_ASSIGNMENT else message.name
 
 
+def nothing(type_url: str, name: str) -> bytes:
+    """A resource of this name that holds nothing else, serialised."""
+    kind = MESSAGES[type_url]
+    message = kind(cluster_name=name) if type_url == CLUSTER_LOAD_ASSIGNMENT else kind(name=name)
+    return bytes(message.SerializeToString())
+
+
 def example(type_url: str, name: str, version: str) -> any_pb2.Any:
     """A resource of this name whose content depends on the version. Made to be carried, not to be used by an Envoy."""
     kind = MESSAGES.get(type_url)
@@ -89,33 +96,38 @@ class State:
 
     def __init__(self, table: ResourceTable) -> None:
         self.table = table
+        self._versions: dict[str, str] = {}
+
+    def version_of(self, type_url: str) -> str:
+        """The version in the last call that changed this type; empty if there was none."""
+        return self._versions.get(type_url, "")
 
     def set(self, packed: list[any_pb2.Any], version: str) -> TableChange:
         """These resources, all of this version, and no others."""
         resources = [_resource(each, version) for each in packed]
         kept = {(resource.type_url, resource.name) for resource in resources}
         gone = [key for key in self._keys() if key not in kept]
-        return self._update(resources, gone)
+        return self._update(resources, gone, version)
 
     def clear(self) -> TableChange:
         """None at all."""
-        return self._update([], self._keys())
+        return self._update([], self._keys(), "")
 
     def add(self, type_url: str, name: str, version: str) -> TableChange:
         """One more. Raises RequestError if there is one already."""
         if self.table.get(type_url, name) is not None:
             raise RequestError(f"there is a {type_url} {name!r} already; UpdateResource changes it", existing=True)
-        return self._update([_resource(example(type_url, name, version), version)], [])
+        return self._update([_resource(example(type_url, name, version), version)], [], version)
 
     def change(self, type_url: str, name: str, version: str) -> TableChange:
         """Another content and version for one. Raises RequestError if there is none."""
         self._must_exist(type_url, name)
-        return self._update([_resource(example(type_url, name, version), version)], [])
+        return self._update([_resource(example(type_url, name, version), version)], [], version)
 
-    def remove(self, type_url: str, name: str) -> TableChange:
-        """One fewer. Raises RequestError if there is none."""
+    def remove(self, type_url: str, name: str, version: str) -> TableChange:
+        """One fewer, in that version of the type (empty: the one before). Raises RequestError if there is none."""
         self._must_exist(type_url, name)
-        return self._update([], [(type_url, name)])
+        return self._update([], [(type_url, name)], version or self.version_of(type_url))
 
     def _must_exist(self, type_url: str, name: str) -> None:
         if self.table.get(type_url, name) is None:
@@ -124,7 +136,8 @@ class State:
     def _keys(self) -> list[tuple[str, str]]:
         return [(type_url, name) for type_url in list(self.table.types()) for name in self.table.entries(type_url)]
 
-    def _update(self, puts: list[Resource], removes: list[tuple[str, str]]) -> TableChange:
+    def _update(self, puts: list[Resource], removes: list[tuple[str, str]], version: str) -> TableChange:
         change = self.table.update(puts, removes, self.table.revision + 1)
+        self._versions.update((type_url, version) for type_url in [*(put.type_url for put in puts), *dict(removes)])
         self.table.mark_ready()
         return change

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import socket
+from contextlib import AsyncExitStack
 
 import grpc
 import pytest
 from google.protobuf import any_pb2
 
+from control_plane.xds.limits import Limits
 from tests.conformance import adapter_pb2
 from tests.conformance.adapter import SERVICE, main, serving
-from tests.conformance.client import CDS, EDS
+from tests.conformance.client import CDS, EDS, RDS, Target, Variant
 
 
 async def call(address: str, method: str, request) -> None:
@@ -34,6 +36,24 @@ async def test_a_call_that_makes_no_sense_is_refused_with_the_mend(method, reque
             await call(where.adapter, method, adapter_pb2.ResourceRequest(**request_))
     assert raised.value.code() == code
     assert says in raised.value.details()
+
+
+async def test_a_client_that_acknowledges_under_the_wrong_type_is_served_after_its_patience():
+    """ii/xds-test-harness, on an aggregated state-of-the-world stream with two types: it answers every response with
+    the type and the names of its first request. So its EDS is never ACKed, and a route waits for that."""
+    async with serving("127.0.0.1:0", "127.0.0.1:0", Limits(gate_seconds=0.2)) as where, AsyncExitStack() as stack:
+        adapter = await stack.enter_async_context(grpc.aio.insecure_channel(where.adapter))
+        xds = await stack.enter_async_context(grpc.aio.insecure_channel(where.xds))
+        target = Target(stack, adapter, xds, exact=True)
+        await target.set({RDS: "abc", EDS: "abc"})
+        client = target.client(Variant(delta=False, aggregated=True))
+        await client.ask(RDS, "b")
+        routes = await client.get(RDS)
+        await client.ask(EDS, "b")
+        endpoints = await client.read(EDS)
+        await client.write(RDS, resource_names=["b"], version_info=routes.version, response_nonce=endpoints.nonce)
+        await target.update(RDS, "b", "2")
+        assert (await client.read(RDS)).versions == {"b": "2"}
 
 
 async def test_what_is_no_resource_is_refused():

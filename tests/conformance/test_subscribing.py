@@ -173,3 +173,4 @@ async def test_versions_are_the_ones_that_were_set(target: Target, variant, kind
     await target.update(kind, "a", "second")
     await watch.expect({"a": "second"})
     assert watch.versions["a"] == "second"
+    assert watch.versions["b"] == ("second" if watch.full else "first"), "one version for all that a response holds"

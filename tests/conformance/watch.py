@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from tests.conformance.client import ROOTS, Answer, Client, Target
-from tests.conformance.state import example
+from tests.conformance.state import example, nothing
 
 
 class Watch:
@@ -69,35 +69,40 @@ class Watch:
     ) -> Answer:
         """The next thing to come is these resources (name -> version), and that these are gone."""
         changed, left = dict(changed or {}), set(gone)
-        self.absent -= changed.keys()
         self.held = {name: version for name, version in {**self.held, **changed}.items() if name not in left}
         missing = set(changed)
         while True:
             answer = await self.client.read(self.type_url)
             assert answer.nonce not in self._nonces, "a nonce is used once"
             self._nonces.add(answer.nonce)
-            self._check(answer, changed, left)
+            there = self._check(answer, changed, left)
+            self.absent -= there
             self.versions.update(answer.versions)
             await (self.client.refuse(answer, refuse) if refuse else self.client.ack(answer))
-            missing -= answer.names
+            missing -= there
             left -= answer.removed
             if not missing and (not left or not self.client.variant.delta):
                 return answer
 
-    def _check(self, answer: Answer, changed: Mapping[str, str], gone: set[str]) -> None:
-        for name in answer.names & self.held.keys():
+    def _check(self, answer: Answer, changed: Mapping[str, str], gone: set[str]) -> set[str]:
+        """The names of which there is something in the response: a state-of-the-world server may say of one that it
+        has nothing by an empty resource, since it has no other way."""
+        empty = {name for name in self.absent & answer.names if answer.resources[name] == nothing(self.type_url, name)}
+        there = answer.names - empty
+        assert not empty or not (self.client.variant.delta or self.full)
+        for name in there & self.held.keys():
             want = example(self.type_url, name, self.held[name]).value
             assert answer.resources[name] == want, f"{name} is not as it was set in version {self.held[name]}"
         if self.client.variant.delta:
-            assert answer.names <= changed.keys(), "only what changed"
+            assert there <= changed.keys(), "only what changed"
             assert answer.removed <= gone, "only what is gone"
         elif self.full:
-            assert answer.names == self.held.keys(), "everything that the client is to have, and nothing else"
+            assert there == self.held.keys(), "everything that the client is to have, and nothing else"
         else:
-            # A state-of-the-world server may say of a name that it has nothing by an empty resource.
-            assert answer.names <= self.held.keys() | self.absent, "nothing that was not asked for"
+            assert there <= self.held.keys(), "nothing that was not asked for"
             if self.target.exact:
-                assert answer.names - self.absent <= changed.keys(), "only what changed"
+                assert there <= changed.keys(), "only what changed"
+        return there
 
     async def expect_told_absent(self, *names: str) -> None:
         """The client is told that there is nothing of these names, in the variants that can say so."""
