@@ -52,6 +52,7 @@ class Metrics:
         self.draining = gauge("draining_instances", "instances that take no new requests")
         self.envoys = gauge("envoys", "connected xDS streams")
         self.resources = gauge("resources", "resources held, by type", "type")
+        self.quarantined = gauge("quarantined_resources", "resources that Envoys refuse, by type", "type")
 
     def streams(self, totals: Mapping[str, Counters]) -> None:
         """What the streams have counted so far, by type URL."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import replace
@@ -29,8 +30,14 @@ from control_plane.lasting import lasting_objects
 from control_plane.metrics import Metrics
 from control_plane.pipeline import Pipeline
 from control_plane.proxyless_view import ProxylessView
-from control_plane.replica import DrainLedger, requests_in_flight
-from control_plane.resources.resource import CLUSTER, CLUSTER_LOAD_ASSIGNMENT, EXTENSION_CONFIG, LISTENER
+from control_plane.replica import DrainLedger, held_back_drains, requests_in_flight
+from control_plane.resources.resource import (
+    CLUSTER,
+    CLUSTER_LOAD_ASSIGNMENT,
+    EXTENSION_CONFIG,
+    LISTENER,
+    ROUTE_CONFIGURATION,
+)
 from control_plane.suspects import SuspectPolicy
 from control_plane.xds.events import short_type
 from control_plane.xds.load_reports import LoadReportServer
@@ -194,7 +201,10 @@ class ControlPlane:
 
     def _record(self) -> PlaneRecord:
         converged = self._xds.converged_revision()
-        acknowledged = self._ledger.acknowledged(self._pipeline.catalog.draining, converged)
+        catalog = self._pipeline.catalog
+        draining = {model for model, _ in catalog.draining_versions}
+        held_back = held_back_drains((view.table for view in self._xds.views), draining)
+        acknowledged = self._ledger.acknowledged(catalog.draining, converged, held_back)
         self._loads.set_draining(acknowledged, self._pipeline.draining_clusters())
         in_flight = requests_in_flight(acknowledged, self._loads.in_flight)
         return PlaneRecord(converged, len(self._xds.expected_nodes), self._inside.version, in_flight, self._http)
@@ -211,6 +221,9 @@ class ControlPlane:
         metrics.envoys.set(len(self._xds.nodes))
         for type_url in _COUNTED:
             metrics.resources.labels(short_type(type_url)).set(len(self._table.entries(type_url)))
+        quarantined = Counter(type_url for view in self._xds.views for type_url, _ in view.table.quarantined)
+        for type_url in (*_COUNTED, ROUTE_CONFIGURATION):
+            metrics.quarantined.labels(short_type(type_url)).set(quarantined[type_url])
         metrics.streams(self._xds.totals())
 
     @asynccontextmanager

@@ -7,10 +7,14 @@ import subprocess
 import sys
 
 from control_plane.catalog import Address, Catalog
+from control_plane.model import Endpoint, Health
 from control_plane.pipeline import Pipeline
-from control_plane.replica import DrainLedger, requests_in_flight
-from control_plane.resources.resource import CLUSTER, CLUSTER_LOAD_ASSIGNMENT, EXTENSION_CONFIG, LISTENER
+from control_plane.replica import DrainLedger, held_back_drains, requests_in_flight
+from control_plane.resources.clusters import Protocol
+from control_plane.resources.endpoints import load_assignment, serialised_endpoints
+from control_plane.resources.resource import CLUSTER, CLUSTER_LOAD_ASSIGNMENT, EXTENSION_CONFIG, LISTENER, Resource
 from control_plane.resources.settings import DataPlaneSettings
+from control_plane.xds.quarantine import Blame
 from control_plane.xds.table import ResourceTable, TableChange
 from registry.follow import Changes, Snapshot
 from registry.keys import InstanceKey, Keyspace, ReadyKey
@@ -162,3 +166,24 @@ def test_a_drain_goes_on_in_an_etcd_that_counts_from_the_beginning_again() -> No
     ledger.update(HERE, 12)
     assert ledger.acknowledged(HERE, 11) == {}
     assert ledger.acknowledged(HERE, 12) == HERE
+
+
+def test_an_instance_whose_drain_is_quarantined_is_not_listed() -> None:
+    def assignment(state: Health) -> Resource:
+        endpoints = (Endpoint("i", "10.0.0.1", 9000, 0, health=state),)
+        return load_assignment("m", serialised_endpoints(endpoints, Protocol.GRPC), "m")
+
+    table = ResourceTable()
+    table.update([assignment(Health.READY)], [], 9)
+    draining = assignment(Health.DRAINING)
+    table.update([draining], [], 10)
+    ledger = DrainLedger()
+    ledger.update(HERE, 10)
+    assert held_back_drains([table], {"m"}) == frozenset()
+    table.quarantine(draining.type_url, "m", draining.version, Blame("e", "", "", "", 0.0))
+    assert held_back_drains([table], {"another"}) == frozenset()
+    held_back = held_back_drains([ResourceTable(), table], {"m"})
+    assert held_back == {("10.0.0.1", 9000)}
+    assert ledger.acknowledged(HERE, 10, held_back) == {}
+    table.update([assignment(Health.READY)], [], 11)
+    assert ledger.acknowledged(HERE, 11, held_back_drains([table], {"m"})) == HERE
