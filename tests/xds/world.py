@@ -67,7 +67,8 @@ end"""
     return pack("router", message, requires=frozenset({target}))
 
 
-def listener(port: int) -> Resource:
+def listener(port: int, *, discovered: bool = True) -> Resource:
+    """`discovered`: with the router's filter, whose configuration comes by ECDS."""
     manager = hcm_pb2.HttpConnectionManager(stat_prefix="test")
     host = manager.route_config.virtual_hosts.add(name="all", domains=["*"])
     route = host.routes.add()
@@ -75,9 +76,10 @@ def listener(port: int) -> Resource:
     route.route.cluster_header = "x-cluster"
     route.route.timeout.seconds = 0
     route.route.cluster_not_found_response_code = 1
-    discovered = manager.http_filters.add(name="router")
-    discovered.config_discovery.config_source.CopyFrom(ADS)
-    discovered.config_discovery.type_urls.append("type.googleapis.com/envoy.extensions.filters.http.lua.v3.Lua")
+    if discovered:
+        found = manager.http_filters.add(name="router").config_discovery
+        found.config_source.CopyFrom(ADS)
+        found.type_urls.append("type.googleapis.com/envoy.extensions.filters.http.lua.v3.Lua")
     last = manager.http_filters.add(name="envoy.filters.http.router")
     last.typed_config.Pack(router_pb2.Router())
     message = listener_pb2.Listener(name="http", enable_reuse_port={"value": False})
