@@ -16,16 +16,17 @@ from dataclasses import replace
 from importlib.metadata import version
 
 import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_health.v1._async import HealthServicer
 
 from control_plane.advertise import advertised_http
 from control_plane.catalog import Catalog
 from control_plane.config import ControlPlaneConfig
 from control_plane.http import HttpServer
+from control_plane.inspection.csds import ClientStatus
+from control_plane.inspection.health import FOR_ENVOYS, FOR_OPERATORS, Health
 from control_plane.inspection.inside import Inside
 from control_plane.inspection.loop import LoopGate
 from control_plane.inspection.pages import Pages
+from control_plane.inspection.reflection import enable_reflection
 from control_plane.lasting import lasting_objects
 from control_plane.metrics import Metrics
 from control_plane.pipeline import Pipeline
@@ -90,7 +91,7 @@ class ControlPlane:
         # The version is found out once: it takes a look at the disk.
         self._inside = Inside(config.replica_name, version("modelplane"), self._xds)
         self._loads = LoadReportServer(on_change=self._stirred, nodes=lambda: self._xds.expected_nodes)
-        self._health = HealthServicer()
+        self._health = Health()
         self._ledger = DrainLedger()
         self._http = ""
         self._connected = False
@@ -142,7 +143,7 @@ class ControlPlane:
 
     async def _say_ready(self) -> None:
         if self._table.ready:
-            await self._health.set("", health_pb2.HealthCheckResponse.SERVING)
+            await self._health.ready()
 
     def _connection_changed(self, update: Connection) -> None:
         self._connected = update.connected
@@ -229,18 +230,20 @@ class ControlPlane:
     @asynccontextmanager
     async def _grpc_server(self) -> AsyncIterator[None]:
         server = grpc.aio.server(options=SERVER_OPTIONS)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        server.add_generic_rpc_handlers((*self._xds.handlers(), *self._loads.handlers()))
+        self._health.add_to(server)
+        client_status = ClientStatus(self._inside)
+        server.add_generic_rpc_handlers((*self._xds.handlers(), *self._loads.handlers(), *client_status.handlers()))
+        enable_reflection(server, FOR_ENVOYS | FOR_OPERATORS)
         try:
             server.add_insecure_port(self._config.xds_listen)
         except RuntimeError as error:
             raise _taken(self._config.xds_listen, "--xds-listen") from error
-        await self._health.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
+        await self._health.begin()
         await server.start()
         try:
             yield
         finally:
-            await self._health.enter_graceful_shutdown()
+            await self._health.end()
             try:
                 async with asyncio.timeout(_GOODBYE):
                     await self._xds.close()

@@ -137,6 +137,10 @@ class XdsServer:
         connection = self._connections.get(number)
         return None if connection is None else self._status(connection)
 
+    def client(self, number: int) -> Connection | None:
+        """One stream itself, to be looked at before anything is awaited; None if it has ended."""
+        return self._connections.get(number)
+
     def _status(self, connection: Connection) -> StreamStatus:
         return StreamStatus(
             node=connection.node,

@@ -21,6 +21,7 @@ from control_plane.resources.resource import (
 )
 from control_plane.xds.blame import names_in
 from control_plane.xds.events import Acquitted, HeldTooLong, Refused, StreamEvent, TypeStatus
+from control_plane.xds.holdings import Holdings, holdings
 from control_plane.xds.limits import Limits
 from control_plane.xds.order import Order
 from control_plane.xds.outstanding import Outstanding
@@ -190,6 +191,10 @@ class Stream(ABC):
             )
             for type_url, subscription in self._subscriptions.items()
         }
+
+    def holdings(self) -> Mapping[str, Holdings]:
+        """What the client has of each type, name by name; a copy."""
+        return {type_url: holdings(subscription) for type_url, subscription in self._subscriptions.items()}
 
     def _settle(self, now: float) -> None:
         """A client that reconnects subscribes type by type, and may hold something old of a type that is yet to come:

@@ -11,8 +11,10 @@ import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import grpc
 import pytest
 import pytest_asyncio
+from envoy.service.status.v3 import csds_pb2, csds_pb2_grpc
 
 from registry.etcd import EtcdClient, EtcdConfig
 from registry.keys import InstanceKey, Keyspace, PlaneKey, ReadyKey
@@ -87,6 +89,12 @@ async def test_a_fleet_is_looked_into(stack: Stack) -> None:
         return bool(envoy["converged_revision"] == plane["revision"] and types["CDS"]["sent"] >= 4)
 
     await eventually(settled, "the Envoy to have everything")
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{stack.xds_port}") as channel:
+        stub = csds_pb2_grpc.ClientStatusDiscoveryServiceStub(channel)
+        (config,) = (await stub.FetchClientStatus(csds_pb2.ClientStatusRequest())).config
+    assert (config.node.id, config.node.user_agent_name) == ("modelplane-envoy", "envoy")
+    assert len(config.generic_xds_configs) == 2 + 4 + 4 + 2
+    assert {one.config_status for one in config.generic_xds_configs} == {csds_pb2.SYNCED}
     table = await modelplane("get", "envoys", *here)
     assert (table.returncode, table.stderr) == (0, "")
     first, second = table.stdout.splitlines()
