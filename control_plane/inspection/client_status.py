@@ -20,6 +20,8 @@ from google.protobuf import any_pb2
 from control_plane.resources.resource import Resource
 from control_plane.resources.wire import bytes_field
 from control_plane.xds.holdings import Holdings, Stage
+from control_plane.xds.quarantine import Key, Quarantined
+from control_plane.xds.table import Entry, ResourceTable
 
 # Field numbers of ClientStatusResponse, ClientConfig and GenericXdsConfig.
 _CONFIG = 1
@@ -37,10 +39,23 @@ _PAUSE_EVERY = 200
 
 @dataclass(frozen=True, slots=True)
 class Offered:
-    """One table at one moment: type URL -> name -> resource, and what is quarantined of it by (type URL, name)."""
+    """One table at one moment: its entries by type URL and name, what is quarantined, and what was refused of that."""
 
-    resources: Mapping[str, Mapping[str, Any]]
-    quarantined: Mapping[tuple[str, str], Any]
+    entries: Mapping[str, Mapping[str, Entry]]
+    quarantined: Mapping[Key, Quarantined]
+    refused: Mapping[Key, Resource]
+
+    @classmethod
+    def of(cls, table: ResourceTable) -> Offered:
+        """A copy of the references."""
+        quarantined = dict(table.quarantined)
+        offered = {key: table.offered(*key) for key in quarantined}
+        refused = {key: resource for key, resource in offered.items() if resource is not None}
+        return cls({type_url: dict(table.entries(type_url)) for type_url in table.types()}, quarantined, refused)
+
+    def named(self, type_url: str) -> Mapping[str, Entry]:
+        """The entries of one type by name."""
+        return self.entries.get(type_url, {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,14 +63,18 @@ class Client:
     """One stream at one moment: who, what it holds, and the table that it is served from."""
 
     node: base_pb2.Node
+    peer: str
     types: Mapping[str, Holdings]
     offered: Offered
 
     def names(self, type_url: str) -> Iterable[str]:
         """The names of a type that it wants, or still has to be told something about."""
         held = self.types[type_url]
-        known = self.offered.resources.get(type_url, {}) if held.wildcard else ()
-        return sorted({*held.names, *held.unsettled, *known})
+        wanted = {*held.names, *held.unsettled}
+        if held.wildcard:
+            wanted.update(self.offered.named(type_url))
+            wanted.update(name for kind, name in self.offered.quarantined if kind == type_url)
+        return sorted(wanted)
 
 
 def response(clients: Iterable[Iterable[Client]], *, contents: bool) -> bytes:
@@ -77,9 +96,9 @@ def _config(streams: Iterable[Client], *, contents: bool) -> bytes:
 
 def _configs(client: Client, *, contents: bool) -> Iterator[bytes]:
     for type_url, held in sorted(client.types.items()):
-        resources = client.offered.resources.get(type_url, {})
+        entries = client.offered.named(type_url)
         for name in client.names(type_url):
-            entry = resources.get(name)
+            entry = entries.get(name)
             resource = None if entry is None else entry.resource
             message = _one(client, type_url, name, held, resource)
             serialised = message.SerializeToString()
@@ -94,24 +113,27 @@ def _one(client: Client, type_url: str, name: str, held: Holdings, resource: Res
     if resource is not None:
         message.version_info = resource.version
     state = held.unsettled.get(name)
-    if state is None:
-        message.config_status = csds_pb2.SYNCED
-        message.client_status = _CLIENT.ACKED if resource is not None else _CLIENT.DOES_NOT_EXIST
-    else:
+    record = client.offered.quarantined.get((type_url, name))
+    if state is not None:
         message.config_status, message.client_status = _STATUS[state.stage]
+    elif resource is not None:
+        message.config_status, message.client_status = csds_pb2.SYNCED, _CLIENT.ACKED
+    elif record is not None:
+        # Withheld: it is there, but nobody is sent it.
+        message.config_status, message.client_status = csds_pb2.NOT_SENT, _CLIENT.REQUESTED
+    else:
+        message.config_status, message.client_status = csds_pb2.SYNCED, _CLIENT.DOES_NOT_EXIST
     refused = state.refused if state is not None else None
-    quarantined = client.offered.quarantined.get((type_url, name))
-    if refused is None and quarantined is not None and quarantined.node == client.node.id:
-        # It has the last good version by now, but it is the one that refused the newest.
-        refused = quarantined.version
-    if refused is None:
-        return message
-    if state is None or state.stage is Stage.REFUSED:
-        message.config_status, message.client_status = csds_pb2.ERROR, _CLIENT.NACKED
-    error = message.error_state
-    error.version_info = refused
-    known = quarantined is not None and quarantined.version == refused
-    error.details = quarantined.message if quarantined and known else held.last_error
-    if resource is not None and resource.version == refused:
-        error.failed_configuration.CopyFrom(any_pb2.Any.FromString(resource.body))
+    if refused is None and record is not None and (record.node, record.peer) == (client.node.id, client.peer):
+        # It may have the last good version by now, but it is the one that refused the newest.
+        refused = record.version
+    if refused is not None:
+        if state is None or state.stage is Stage.REFUSED:
+            message.config_status, message.client_status = csds_pb2.ERROR, _CLIENT.NACKED
+        of_record = record is not None and record.version == refused
+        message.error_state.version_info = refused
+        message.error_state.details = record.message if record is not None and of_record else held.last_error
+        body = client.offered.refused[type_url, name] if of_record else resource
+        if body is not None and body.version == refused:
+            message.error_state.failed_configuration.CopyFrom(any_pb2.Any.FromString(body.body))
     return message

@@ -16,7 +16,7 @@ from envoy.service.status.v3 import csds_pb2
 from control_plane.inspection.client_status import Client, Offered, response
 from control_plane.inspection.inside import Inside
 from control_plane.inspection.nodes import MatcherError, matches
-from control_plane.xds.table import ResourceTable
+from control_plane.xds.table import Moment, ResourceTable
 
 SERVICE = "envoy.service.status.v3.ClientStatusDiscoveryService"
 MAX_RESOURCES = 500_000
@@ -74,9 +74,9 @@ class ClientStatus:
             if found is None or not matches(found.client, request.node_matchers):
                 continue
             types, offered = found.machine.holdings(), tables.read(found.view.table)
-            client = Client(found.client, types, offered)
+            client = Client(found.client, found.peer, types, offered)
             total += sum(
-                len(held.names) + (len(offered.resources[url]) if held.wildcard else 0) for url, held in types.items()
+                len(held.names) + (len(offered.named(url)) if held.wildcard else 0) for url, held in types.items()
             )
             if total > self._max_resources:
                 raise TooMuchError(
@@ -92,20 +92,13 @@ class ClientStatus:
 
 
 class _Tables:
-    """Copies of the tables' references, made anew only when a table has changed since."""
+    """Copies of the tables, made anew only when a table has changed since."""
 
     def __init__(self) -> None:
-        self._copies: dict[int, tuple[object, Offered]] = {}
+        self._copies: dict[int, tuple[Moment, Offered]] = {}
 
     def read(self, table: ResourceTable) -> Offered:
         known = self._copies.get(id(table))
         if known is None or known[0] != table.moment:
-            resources = _Types({type_url: dict(table.entries(type_url)) for type_url in table.types()})
-            known = table.moment, Offered(resources, dict(getattr(table, "quarantined", {})))
-            self._copies[id(table)] = known
+            known = self._copies[id(table)] = table.moment, Offered.of(table)
         return known[1]
-
-
-class _Types(dict[str, dict[str, Any]]):
-    def __missing__(self, type_url: str) -> dict[str, Any]:
-        return {}

@@ -100,7 +100,7 @@ class Pages:
     def _quarantine(self, query: Mapping[str, str]) -> Iterable[bytes]:
         del query
         tables = self._inside.tables.items()
-        held = self._ask(lambda: {view: dict(getattr(table, "quarantined", {})) for view, table in tables})
+        held = self._ask(lambda: {view: dict(table.quarantined) for view, table in tables})
         rows = [{"view": view, **row} for view, entries in held.items() for row in render.quarantined(entries)]
         return render.listing({"replica": self._inside.replica}, "quarantined", rows)
 
@@ -152,12 +152,22 @@ class Pages:
         return render.listing({**head, "revision": revision, "count": len(found)}, "resources", documents)
 
     def _one(self, head: Mapping[str, Any], type_url: str, name: str) -> Iterable[bytes]:
-        table = self._inside.tables[head["view"]]
-        revision, found = self._ask(lambda: (table.revision, table.get(type_url, name)))
-        if found is None:
-            _, entries = self._read(head["view"], type_url)
-            close = difflib.get_close_matches(name, entries, n=3) if len(entries) <= _GUESSED_FROM else []
-            hint = f"; close to it: {', '.join(close)}" if close else ""
-            raise NoSuchPageError(f"no {head['type']} resource {name!r} among {len(entries)}{hint}")
-        document = {**head, "revision": revision, **render.resource(found)}
+        table, key = self._inside.tables[head["view"]], (type_url, name)
+        revision, found, record, offered = self._ask(
+            lambda: (table.revision, table.get(*key), table.quarantined.get(key), table.offered(*key))
+        )
+        if found is None and record is None:
+            raise NoSuchPageError(self._unknown(head, type_url, name))
+        document = {**head, "revision": revision, "name": name}
+        if found is not None:
+            document |= render.resource(found)
+        if record is not None:
+            refused = None if offered is None else render.message(offered.body)
+            document["quarantined"] = {**render.quarantine(record), "resource": refused}
         return [render.dump(document), b"\n"]
+
+    def _unknown(self, head: Mapping[str, Any], type_url: str, name: str) -> str:
+        _, entries = self._read(head["view"], type_url)
+        close = difflib.get_close_matches(name, entries, n=3) if len(entries) <= _GUESSED_FROM else []
+        hint = f"; close to it: {', '.join(close)}" if close else ""
+        return f"no {head['type']} resource {name!r} among {len(entries)}{hint}"

@@ -12,6 +12,7 @@ from google.protobuf import any_pb2, json_format
 
 from control_plane.resources.resource import Resource
 from control_plane.xds.events import StreamStatus, TypeStatus, short_type
+from control_plane.xds.quarantine import Key, Quarantined
 
 Document = dict[str, Any]
 
@@ -63,24 +64,27 @@ def _type(type_url: str, status: TypeStatus) -> Document:
     }
 
 
-def quarantined(entries: Mapping[tuple[str, str], Any]) -> list[Document]:
+def quarantined(entries: Mapping[Key, Quarantined]) -> list[Document]:
     """What is quarantined, ordered by model, type and name."""
     rows = [
-        {
-            "type": short_type(type_url),
-            "name": name,
-            "model": entry.model,
-            "version": entry.version,
-            "last_good_version": entry.last_good_version,
-            "node": entry.node,
-            "peer": entry.peer,
-            "field": entry.field,
-            "message": entry.message,
-            "since_revision": entry.since_revision,
-        }
-        for (type_url, name), entry in entries.items()
+        {"type": short_type(type_url), "name": name, "model": record.model, **quarantine(record)}
+        for (type_url, name), record in entries.items()
     ]
     return sorted(rows, key=lambda row: (row["model"], row["type"], row["name"]))
+
+
+def quarantine(record: Quarantined) -> Document:
+    """Which version was refused, by whom and why, and what is offered instead (null: nothing)."""
+    return {
+        "version": record.version,
+        "last_good_version": record.last_good_version,
+        "node": record.node,
+        "peer": record.peer,
+        "field": record.field,
+        "message": record.message,
+        "since_revision": record.since_revision,
+        "at": timestamp(record.at),
+    }
 
 
 def resource(one: Resource, *, contents: bool = True) -> Document:

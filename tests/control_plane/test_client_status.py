@@ -27,6 +27,7 @@ from control_plane.inspection.inside import Inside
 from control_plane.inspection.nodes import MatcherError, matches
 from control_plane.inspection.reflection import enable_reflection
 from control_plane.xds.holdings import Holdings, Stage, Unsettled
+from control_plane.xds.quarantine import Blame
 from control_plane.xds.server import SERVER_OPTIONS, XdsServer
 from control_plane.xds.table import ResourceTable
 from tests.support.waiting import eventually
@@ -175,43 +176,42 @@ async def test_what_cannot_be_answered_says_why() -> None:
         stream.cancel()
 
 
-@dataclass
-class Record:
-    """A quarantine record, as far as CSDS reads it."""
-
-    node: str
-    version: str
-    message: str
-
-
-def configs_of(held: Holdings, offered: dict[str, Any], quarantined: dict[Any, Any], node: str = "n") -> Any:
-    client = Client(base_pb2.Node(id=node), {CDS: held}, Offered({CDS: offered}, quarantined))
+def configs_of(table: ResourceTable, held: Holdings, peer: str = "p") -> Any:
+    client = Client(base_pb2.Node(id="n"), peer, {CDS: held}, Offered.of(table))
     raw = client_status.response([[client]], contents=True)
-    return {one.name: one for one in csds_pb2.ClientStatusResponse.FromString(raw).config[0].generic_xds_configs}
+    return {(CDS, one.name): one for one in csds_pb2.ClientStatusResponse.FromString(raw).config[0].generic_xds_configs}
 
 
 def test_whoever_refused_a_version_is_told_apart_from_who_got_the_last_good_one() -> None:
-    entries = ResourceTable()
-    entries.update([cluster("a"), cluster("b")], [], 1)
-    offered, records = dict(entries.entries(CDS)), {(CDS, "a"): Record("n", "v9", "bad policy")}
+    table, good, bad, new = ResourceTable(), cluster("a"), cluster("a", 2), cluster("new")
+    table.update([good, cluster("b")], [], 1)
+    table.acknowledged(good, table.moment.generation)
+    table.update([bad, new], [], 2)
+    for resource in (bad, new):
+        table.quarantine(CDS, resource.name, resource.version, Blame("n", "p", "lb_policy", "bad policy", 0.0))
     settled = Holdings(wildcard=True, names=frozenset(), unsettled={}, last_error="something else")
-    blamed = configs_of(settled, offered, records)
-    assert states({(CDS, name): one for name, one in blamed.items()}) == {
-        "a": ("ERROR", "NACKED"),
+    blamed = configs_of(table, settled)
+    assert states(blamed) == {"a": ("ERROR", "NACKED"), "b": ("SYNCED", "ACKED"), "new": ("ERROR", "NACKED")}
+    one = blamed[CDS, "a"]
+    assert one.version_info == good.version, "the last good one, which it has"
+    assert one.xds_config.SerializeToString() == good.body
+    assert (one.error_state.version_info, one.error_state.details) == (bad.version, "bad policy")
+    assert one.error_state.failed_configuration.SerializeToString() == bad.body
+    assert states(configs_of(table, settled, peer="another")) == {
+        "a": ("SYNCED", "ACKED"),
         "b": ("SYNCED", "ACKED"),
+        "new": ("NOT_SENT", "REQUESTED"),
     }
-    assert blamed["a"].version_info == cluster("a").version, "the last good one, which it has"
-    assert (blamed["a"].error_state.version_info, blamed["a"].error_state.details) == ("v9", "bad policy")
-    assert not blamed["a"].error_state.HasField("failed_configuration")
-    other = configs_of(settled, offered, records, node="m")
-    assert states({(CDS, "a"): other["a"]}) == {"a": ("SYNCED", "ACKED")}
+
+
+def test_a_newer_version_is_due_after_a_refusal() -> None:
+    table = ResourceTable()
+    table.update([cluster("a")], [], 1)
     due = Holdings(False, frozenset({"a", "gone"}), {"a": Unsettled(Stage.DUE, "v8")}, "old error")
-    shown = configs_of(due, offered, {})
-    assert states({(CDS, name): one for name, one in shown.items()}) == {
-        "a": ("NOT_SENT", "REQUESTED"),
-        "gone": ("SYNCED", "DOES_NOT_EXIST"),
-    }
-    assert (shown["a"].error_state.version_info, shown["a"].error_state.details) == ("v8", "old error")
+    shown = configs_of(table, due)
+    assert states(shown) == {"a": ("NOT_SENT", "REQUESTED"), "gone": ("SYNCED", "DOES_NOT_EXIST")}
+    error = shown[CDS, "a"].error_state
+    assert (error.version_info, error.details, error.HasField("failed_configuration")) == ("v8", "old error", False)
 
 
 NODE = base_pb2.Node(id="Edge-7")

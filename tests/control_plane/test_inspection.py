@@ -18,12 +18,14 @@ from control_plane.resources.resource import CLUSTER, EXTENSION_CONFIG, Resource
 from control_plane.resources.settings import DataPlaneSettings
 from control_plane.resources.translate import fleet_resources
 from control_plane.xds.events import StreamStatus, TypeStatus
+from control_plane.xds.quarantine import Blame
 from control_plane.xds.server import XdsServer
 from control_plane.xds.table import ResourceTable
 
 
 def cluster(name: str, model: str = "") -> Resource:
-    return pack(name, cluster_pb2.Cluster(name=name), model=model, requires=frozenset({"b", "a"}))
+    message = cluster_pb2.Cluster(name=name, alt_stat_name=model if model == "other" else "")
+    return pack(name, message, model=model, requires=frozenset({"b", "a"}))
 
 
 def pages(table: ResourceTable) -> Pages:
@@ -78,6 +80,43 @@ def test_one_resource_whose_name_holds_slashes(table: ResourceTable) -> None:
 def test_the_types(table: ResourceTable) -> None:
     _, page = get(table, "/resources")
     assert {row["type"]: row["count"] for row in page["types"]} == {"LDS": 0, "RDS": 0, "CDS": 3, "EDS": 0, "ECDS": 0}
+
+
+def test_what_is_quarantined(table: ResourceTable) -> None:
+    good, bad, new = table.get(CLUSTER, "a"), cluster("a", "other"), cluster("new", "m")
+    assert good is not None
+    table.acknowledged(good, table.moment.generation)
+    table.update([bad, new], [], 8)
+    for one in (bad, new):
+        table.quarantine(CLUSTER, one.name, one.version, Blame("edge-1", "ipv4:10.0.0.7:1", "name", "bad", 0.0))
+    why = {"node": "edge-1", "peer": "ipv4:10.0.0.7:1", "field": "name", "message": "bad", "since_revision": 8}
+    rows = get(table, "/quarantine")[1]["quarantined"]
+    why["at"] = "1970-01-01T00:00:00.000Z"
+    assert rows == [
+        {
+            "view": "envoy",
+            "type": "CDS",
+            "name": "new",
+            "model": "m",
+            "version": new.version,
+            "last_good_version": None,
+            **why,
+        },
+        {
+            "view": "envoy",
+            "type": "CDS",
+            "name": "a",
+            "model": "other",
+            "version": bad.version,
+            "last_good_version": good.version,
+            **why,
+        },
+    ]
+    _, page = get(table, "/resources/CDS/a")
+    assert (page["version"], page["quarantined"]["version"]) == (good.version, bad.version)
+    _, page = get(table, "/resources/CDS/new")
+    assert "resource" not in page, "it is withheld"
+    assert page["quarantined"]["resource"] == {"@type": CLUSTER, "name": "new"}
 
 
 @pytest.mark.parametrize(
