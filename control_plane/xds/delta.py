@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from control_plane.resources.resource import CLUSTER, CLUSTER_LOAD_ASSIGNMENT, Resource
-from control_plane.xds.stream import ROOTS, Stream
+from control_plane.xds.stream import PAIR, ROOTS, Stream
 from control_plane.xds.subscription import WILDCARD, Flight, Subscription
 from control_plane.xds.wire import delta_response
 
@@ -27,8 +27,7 @@ class DeltaStream(Stream):
         # "Incremental xDS": a stale nonce must not keep the server from honouring changes of the subscription.
         subscription = self._subscriptions.get(type_url)
         if subscription is None:
-            subscription = self._subscriptions[type_url] = Subscription(type_url, self._outstanding)
-            self._first_request(subscription, request, now)
+            self._first_request(self._begin(type_url), request, now)
         else:
             self._subscribe(subscription, request.resource_names_subscribe, now)
             self._unsubscribe(subscription, request.resource_names_unsubscribe, now)
@@ -49,9 +48,14 @@ class DeltaStream(Stream):
             wanted |= dict.fromkeys(self._table.entries(subscription.type_url))
             # "Incremental xDS", reconnecting: what a wildcard client still holds and we no longer have.
             wanted |= dict.fromkeys(claimed)
+        entries = self._table.entries(subscription.type_url)
         for name in wanted:
             # A cluster that this stream has sent already needs its endpoints after that, whatever the client holds.
             again = endpoints and name in self._order.warming
+            entry = entries.get(name)
+            if entry is not None and subscription.type_url in PAIR and not again and entry.is_good(claimed.get(name)):
+                # Nothing to learn and nothing to send: what nearly every name of an Envoy that reconnects is.
+                continue
             self._introduce(subscription, name, claimed.get(name), now, forced=again)
         # A wildcard client that has nothing must learn that there is nothing, or it waits for its fetch timeout.
         subscription.answer_owed = subscription.wildcard and not claimed

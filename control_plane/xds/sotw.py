@@ -72,8 +72,7 @@ class SotwStream(Stream):
         # A list that holds no more than an empty name is not empty, and asks for nothing.
         names = list(request.resource_names)
         removable = whole = type_url in ROOTS
-        subscription = Subscription(type_url, self._outstanding, removable=removable)
-        self._subscriptions[type_url] = subscription
+        subscription = self._begin(type_url, removable=removable)
         subscription.explicit = bool(names)
         subscription.names.update(name for name in names if name not in ("", WILDCARD))
         subscription.wildcard = WILDCARD in names or (not names and whole)
@@ -124,7 +123,7 @@ class SotwStream(Stream):
                 self._forget(subscription, name)
         if subscription.wildcard:
             # What the wildcard covers the client has asked for already, and holds.
-            subscription.names |= wanted
+            subscription.names.update(wanted)
             return
         # "How the client specifies what resources to return": newly requested ones are sent, whatever was sent before.
         added = wanted - subscription.names

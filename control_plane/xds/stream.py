@@ -23,6 +23,7 @@ from control_plane.xds.blame import names_in
 from control_plane.xds.events import Acquitted, HeldTooLong, Refused, StreamEvent, TypeStatus
 from control_plane.xds.holdings import Holdings, holdings
 from control_plane.xds.limits import Limits
+from control_plane.xds.names import Names
 from control_plane.xds.order import Order
 from control_plane.xds.outstanding import Outstanding
 from control_plane.xds.sender import Sender
@@ -32,7 +33,9 @@ from control_plane.xds.table import BEGINNING, Change, Moment, ResourceTable, Ta
 ROOTS = frozenset({LISTENER, CLUSTER})
 """The types of which a client may want all that there is."""
 
-_PAIR = frozenset({CLUSTER, CLUSTER_LOAD_ASSIGNMENT})
+PAIR = frozenset({CLUSTER, CLUSTER_LOAD_ASSIGNMENT})
+"""The types that wait for nothing."""
+
 _AFTER_EVERYTHING = frozenset({LISTENER, ROUTE_CONFIGURATION})
 
 
@@ -128,7 +131,7 @@ class Stream(ABC):
             return
         held = UNKNOWN if change.was_withheld else None if change.old is None else change.old.version
         self._mark(subscription, change.name, held, moment, now)
-        if change.trial and change.type_url in _PAIR:
+        if change.trial and change.type_url in PAIR:
             subscription.by_itself(change.name)
 
     def outgoing(self, now: float) -> list[bytes]:
@@ -207,11 +210,18 @@ class Stream(ABC):
 
     # Requests
 
+    def _begin(self, type_url: str, *, removable: bool = True) -> Subscription:
+        """The state of a type that the client asks for now for the first time."""
+        names = Names(self._table.rosters, type_url)
+        subscription = Subscription(type_url, self._outstanding, names, removable)
+        self._subscriptions[type_url] = subscription
+        return subscription
+
     def _introduce(
         self, subscription: Subscription, name: str, claimed: str | None, now: float, *, forced: bool
     ) -> None:
         entry = self._table.entries(subscription.type_url).get(name)
-        if entry is not None and subscription.type_url not in _PAIR and claimed is not None:
+        if entry is not None and subscription.type_url not in PAIR and claimed is not None:
             known = claimed == entry.resource.version
             self._order.claimed((subscription.type_url, name), entry.resource if known else None)
         if claimed is not None and self._claimed(subscription, name, claimed) and not forced:
@@ -427,7 +437,7 @@ class Stream(ABC):
         # either, it is one that asks for clusters on demand and has had no demand yet.)
         paused = not follows and clusters is None and endpoints is not None
         for type_url, subscription in self._subscriptions.items():
-            if type_url in _PAIR:
+            if type_url in PAIR:
                 continue
             for name in subscription.puts:
                 resource = self._table.get(type_url, name)

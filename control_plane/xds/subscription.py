@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from control_plane.resources.resource import Resource
+from control_plane.xds.names import Names
 from control_plane.xds.outstanding import Outstanding
 from control_plane.xds.table import Moment
 from control_plane.xds.whole import WholeState
@@ -101,12 +102,12 @@ class Subscription:
 
     type_url: str
     outstanding: Outstanding
+    names: Names
     removable: bool = True
     whole: WholeState | None = None
     wildcard: bool = False
     explicit: bool = False
     answer_owed: bool = False
-    names: set[str] = field(default_factory=set)
     items: dict[str, Item] = field(default_factory=dict)
     puts: dict[str, None] = field(default_factory=dict)
     removals: dict[str, None] = field(default_factory=dict)

@@ -16,6 +16,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from control_plane.resources.resource import Resource
+from control_plane.xds.names import Rosters
 from control_plane.xds.quarantine import Blame, Key, Quarantined
 
 
@@ -43,6 +44,10 @@ class Entry(NamedTuple):
     created: Moment
     good: Resource | None = None
     good_since: int = 0
+
+    def is_good(self, version: str | None) -> bool:
+        """Whether this is the version, and some client has acknowledged it."""
+        return self.good is self.resource and self.resource.version == version
 
 
 class Change(NamedTuple):
@@ -88,6 +93,8 @@ class ResourceTable:
         self.quarantined: Mapping[Key, Quarantined] = MappingProxyType(self._quarantined)
         """What is quarantined now, by type URL and name; a live view."""
         self._refused: dict[Key, Resource] = {}
+        self.rosters = Rosters(self.entries)
+        """What the streams of this table share to keep their clients' subscriptions in."""
 
     @property
     def revision(self) -> int:
