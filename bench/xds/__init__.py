@@ -1,0 +1,1 @@
+"""What the control plane costs, on real processes: `python -m bench.xds`."""
