@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from modelplane.envoys import reason, refused, unreachable
+from modelplane.envoys import reason, refusals, unreachable
 from modelplane.errors import UserError
 from modelplane.fleet import Picture, State, Version
 from modelplane.lines import Line, Tone, block
@@ -171,15 +171,13 @@ def _refusals(pages: Pages) -> list[Line]:
     """What single Envoys do not take; others may."""
     if pages.resources is None:
         return []
-    own = {name: {one["name"] for one in report.page["resources"]} for name, report in pages.resources.items()}
-    lines = [
-        Line(
-            f"{stream['node']}: {type_name} {listed(mine)}: {reason(stream['types'][type_name]['last_error'])}",
-            Tone.BAD,
-        )
-        for report in pages.envoys
-        for stream in report.page.get("envoys", ())
-        for type_name, names in refused(stream).items()
-        if (mine := [name for name in names if name in own.get(type_name, ())])
-    ]
-    return [Line(""), Line("REFUSED"), *lines] if lines else []
+    own = {(kind, one["name"]) for kind, report in pages.resources.items() for one in report.page["resources"]}
+
+    def about_it(stream: Mapping[str, Any]) -> Mapping[str, Any]:
+        types = {
+            kind: {**one, "refused": [row for row in one["refused"] if (kind, row["name"]) in own]}
+            for kind, one in stream["types"].items()
+        }
+        return {**stream, "types": types}
+
+    return refusals(about_it(stream) for report in pages.envoys for stream in report.page.get("envoys", ()))

@@ -26,7 +26,7 @@ def envoys(reports: Sequence[Report], *, wide: bool = False) -> list[Line]:
         lines.append(Line(f"No Envoys are connected to {listed([_name(r) for r in reports if not r.error])}."))
     if wide and streams:
         lines += _types(streams)
-    lines += _refusals(streams)
+    lines += refusals(stream for stream, _ in streams)
     lines += unreachable(reports)
     return lines[1:] if lines and not lines[0].text else lines
 
@@ -37,9 +37,22 @@ def unreachable(reports: Iterable[Report]) -> list[Line]:
     return [Line(""), Line("CONTROL PLANES THAT DO NOT ANSWER"), *failed] if failed else []
 
 
-def refused(stream: Mapping[str, Any]) -> dict[str, list[str]]:
-    """The names that a stream has refused and not acknowledged since, by type."""
-    return {name: one["refused"] for name, one in _by_type(stream) if one["refused"]}
+def refused(stream: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Type, name and message of each resource that a stream has refused and not acknowledged since."""
+    return [(kind, row["name"], row["message"]) for kind, one in _by_type(stream) for row in one["refused"]]
+
+
+def refusals(streams: Iterable[Mapping[str, Any]]) -> list[Line]:
+    """What each stream refused, a line for each message."""
+    same: dict[tuple[str, str, str], list[str]] = {}
+    for stream in streams:
+        for kind, name, message in refused(stream):
+            same.setdefault((stream["node"], kind, message), []).append(name)
+    lines = [
+        Line(f"{node}: {kind} {listed(names)}: {reason(message)}", Tone.BAD)
+        for (node, kind, message), names in same.items()
+    ]
+    return [Line(""), Line("REFUSED"), *lines] if lines else []
 
 
 def reason(message: str) -> str:
@@ -82,7 +95,7 @@ def _table(streams: Sequence[tuple[Mapping[str, Any], Report]], *, wide: bool) -
 
 
 def _state(stream: Mapping[str, Any], revision: int) -> tuple[str, Tone]:
-    bad = [f"{name} {len(names)}" for name, names in refused(stream).items()]
+    bad = [f"{kind} {len(one['refused'])}" for kind, one in _by_type(stream) if one["refused"]]
     waiting = [
         f"{name} {count}" for name, one in _by_type(stream) if (count := one["outstanding"] - len(one["refused"])) > 0
     ]
@@ -117,15 +130,6 @@ def _types(streams: Sequence[tuple[Mapping[str, Any], Report]]) -> list[Line]:
         for name, one in _by_type(stream)
     ]
     return block(head, rows)
-
-
-def _refusals(streams: Sequence[tuple[Mapping[str, Any], Report]]) -> list[Line]:
-    lines = [
-        Line(f"{stream['node']}: {name} {listed(names)}: {reason(stream['types'][name]['last_error'])}", Tone.BAD)
-        for stream, _ in streams
-        for name, names in refused(stream).items()
-    ]
-    return [Line(""), Line("REFUSED"), *lines] if lines else []
 
 
 def age(seconds: float) -> str:

@@ -132,7 +132,7 @@ def _one(client: Client, type_url: str, name: str, held: Holdings, resource: Res
             message.config_status, message.client_status = csds_pb2.ERROR, _CLIENT.NACKED
         of_record = record is not None and record.version == refused
         message.error_state.version_info = refused
-        message.error_state.details = record.message if record is not None and of_record else held.last_error
+        message.error_state.details = state.why if state and state.refused else record.message if record else ""
         body = client.offered.refused[type_url, name] if of_record else resource
         if body is not None and body.version == refused:
             message.error_state.failed_configuration.CopyFrom(any_pb2.Any.FromString(body.body))

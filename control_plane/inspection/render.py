@@ -59,7 +59,7 @@ def _type(type_url: str, status: TypeStatus) -> Document:
         "sent_revision": status.sent_revision,
         "acked_revision": status.acked_revision,
         "nacked_revision": status.nacked_revision,
-        "refused": list(status.refused),
+        "refused": [{"name": name, "message": why} for name, why in zip(status.refused, status.reasons, strict=True)],
         "last_error": status.last_error,
     }
 

@@ -91,8 +91,9 @@ StreamEvent: TypeAlias = Connected | Disconnected | Refused | Acquitted | HeldTo
 @dataclass(frozen=True, slots=True)
 class TypeStatus:
     """One type on one stream. `subscribed` counts names; `sent` and `removed` count resources, `outstanding` those
-    that are not settled; the rest responses. The three revisions are of the registry at the time when the newest
-    response that was sent, ACKed and NACKed was made; 0: none was."""
+    that are not settled; the rest responses. `reasons` are what the client said of each name in `refused`. The three
+    revisions are of the registry at the time when the newest response that was sent, ACKed and NACKed was made; 0:
+    none was."""
 
     wildcard: bool
     subscribed: int
@@ -104,6 +105,7 @@ class TypeStatus:
     unanswered: int
     outstanding: int
     refused: tuple[str, ...]
+    reasons: tuple[str, ...]
     last_error: str
     sent_revision: int
     acked_revision: int

@@ -1,4 +1,4 @@
-"""What one client has of one type, name by name. Invariant: a copy, so that another thread may read it."""
+"""How one type stands on one stream, in figures and name by name. Invariant: a copy, for another thread to read."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 
+from control_plane.xds.events import TypeStatus
 from control_plane.xds.subscription import Subscription
 
 
@@ -21,10 +22,12 @@ class Stage(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Unsettled:
-    """One name. `refused` is the version that the client has refused and not got over since; None: none."""
+    """One name. `refused` is the version that the client has refused and not got over since (None: none), and `why`
+    what it said."""
 
     stage: Stage
     refused: str | None
+    why: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +38,6 @@ class Holdings:
     wildcard: bool
     names: frozenset[str]
     unsettled: Mapping[str, Unsettled]
-    last_error: str
 
 
 def holdings(subscription: Subscription) -> Holdings:
@@ -50,6 +52,27 @@ def holdings(subscription: Subscription) -> Holdings:
             stage = Stage.REFUSED
         else:
             continue
-        unsettled[name] = Unsettled(stage, item.refused)
-    names = frozenset(subscription.names)
-    return Holdings(subscription.wildcard, names, unsettled, subscription.counters.last_error)
+        unsettled[name] = Unsettled(stage, item.refused, item.why)
+    return Holdings(subscription.wildcard, frozenset(subscription.names), unsettled)
+
+
+def type_status(subscription: Subscription) -> TypeStatus:
+    """Costs what is unsettled."""
+    counters, refused = subscription.counters, tuple(subscription.refused())
+    return TypeStatus(
+        wildcard=subscription.wildcard,
+        subscribed=len(subscription.names),
+        responses=counters.responses,
+        sent=counters.sent,
+        removed=counters.removed,
+        acked=counters.acked,
+        nacked=counters.nacked,
+        unanswered=len(subscription.flights),
+        outstanding=len(subscription.items),
+        refused=refused,
+        reasons=tuple(subscription.items[name].why for name in refused),
+        last_error=counters.last_error,
+        sent_revision=subscription.sent_revision,
+        acked_revision=subscription.acked_revision,
+        nacked_revision=subscription.nacked_revision,
+    )

@@ -21,7 +21,7 @@ from control_plane.resources.resource import (
 )
 from control_plane.xds.blame import names_in
 from control_plane.xds.events import Acquitted, HeldTooLong, Refused, StreamEvent, TypeStatus
-from control_plane.xds.holdings import Holdings, holdings
+from control_plane.xds.holdings import Holdings, holdings, type_status
 from control_plane.xds.limits import Limits
 from control_plane.xds.names import Names
 from control_plane.xds.order import Order
@@ -175,25 +175,7 @@ class Stream(ABC):
 
     def status(self) -> Mapping[str, TypeStatus]:
         """How each type stands."""
-        return {
-            type_url: TypeStatus(
-                wildcard=subscription.wildcard,
-                subscribed=len(subscription.names),
-                responses=subscription.counters.responses,
-                sent=subscription.counters.sent,
-                removed=subscription.counters.removed,
-                acked=subscription.counters.acked,
-                nacked=subscription.counters.nacked,
-                unanswered=len(subscription.flights),
-                outstanding=len(subscription.items),
-                refused=tuple(subscription.refused()),
-                last_error=subscription.counters.last_error,
-                sent_revision=subscription.sent_revision,
-                acked_revision=subscription.acked_revision,
-                nacked_revision=subscription.nacked_revision,
-            )
-            for type_url, subscription in self._subscriptions.items()
-        }
+        return {type_url: type_status(subscription) for type_url, subscription in self._subscriptions.items()}
 
     def holdings(self) -> Mapping[str, Holdings]:
         """What the client has of each type, name by name; a copy."""
@@ -319,6 +301,8 @@ class Stream(ABC):
             names = flight.names
             named = names_in(error.message, names) if len(names) > 1 else ()
             searching = subscription.nacked(flight, now, named, self._withheld(type_url, names))
+            if len(names) == 1 and not searching:
+                subscription.explain(next(iter(names)), error.message)
             if type_url == CLUSTER and not searching:
                 warming = names.keys() & self._order.warming.keys()
                 self._suspects.append((now + self._limits.suspect_seconds, warming))

@@ -39,8 +39,8 @@ class Item:
     `expected` is the version that the client will hold once it has ACKed all that was sent (None: nothing);
     `gone`: the table has lost it, and the variant has no way to say so;
     `due` the earliest moment of which nothing was sent yet; `due_at` when it became due (monotonic seconds).
-    `refused` is the version that the client has refused; `refused_since` None with it: quarantined, so it is not
-    outstanding, but it would be refused again.
+    `refused` is the version that the client has refused, and `why` what it said; `refused_since` None with it:
+    quarantined, so it is not outstanding, but it would be refused again.
     """
 
     expected: str | Unknown | None
@@ -53,6 +53,7 @@ class Item:
     refused: str | None = None
     refused_at: int = 0
     refused_since: Moment | None = None
+    why: str = ""
 
     @property
     def on_its_way(self) -> bool:
@@ -322,6 +323,12 @@ class Subscription:
     def refused(self) -> Iterator[str]:
         """The names that the client has refused and not ACKed since. Linear in what is unsettled."""
         return (name for name, item in self.items.items() if item.refused or item.refused_since is not None)
+
+    def explain(self, name: str, why: str) -> None:
+        """What the client said of a name that it refused by itself."""
+        item = self.items.get(name)
+        if item is not None:
+            item.why = why
 
     def _undue(self, name: str, item: Item) -> None:
         if item.due is not None:

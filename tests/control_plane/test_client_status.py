@@ -189,7 +189,7 @@ def test_whoever_refused_a_version_is_told_apart_from_who_got_the_last_good_one(
     table.update([bad, new], [], 2)
     for resource in (bad, new):
         table.quarantine(CDS, resource.name, resource.version, Blame("n", "p", "lb_policy", "bad policy", 0.0))
-    settled = Holdings(wildcard=True, names=frozenset(), unsettled={}, last_error="something else")
+    settled = Holdings(wildcard=True, names=frozenset(), unsettled={})
     blamed = configs_of(table, settled)
     assert states(blamed) == {"a": ("ERROR", "NACKED"), "b": ("SYNCED", "ACKED"), "new": ("ERROR", "NACKED")}
     one = blamed[CDS, "a"]
@@ -207,7 +207,7 @@ def test_whoever_refused_a_version_is_told_apart_from_who_got_the_last_good_one(
 def test_a_newer_version_is_due_after_a_refusal() -> None:
     table = ResourceTable()
     table.update([cluster("a")], [], 1)
-    due = Holdings(False, frozenset({"a", "gone"}), {"a": Unsettled(Stage.DUE, "v8")}, "old error")
+    due = Holdings(False, frozenset({"a", "gone"}), {"a": Unsettled(Stage.DUE, "v8", "old error")})
     shown = configs_of(table, due)
     assert states(shown) == {"a": ("NOT_SENT", "REQUESTED"), "gone": ("SYNCED", "DOES_NOT_EXIST")}
     error = shown[CDS, "a"].error_state

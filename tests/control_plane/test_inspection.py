@@ -157,7 +157,7 @@ def test_what_holds_an_unknown_type_is_shown_as_bytes() -> None:
 
 
 def test_a_stream_as_json() -> None:
-    type_status = TypeStatus(True, 0, 3, 4, 1, 1, 1, 1, 2, ("bad",), "no such field", 9, 8, 7)
+    type_status = TypeStatus(True, 0, 3, 4, 1, 1, 1, 1, 2, ("bad",), ("bad field",), "no such field", 9, 8, 7)
     status = StreamStatus("envoy-1", "edge", "ipv4:127.0.0.1:5", 40.0, 8, {CLUSTER: type_status}, client="envoy 1.40.0")
     shown = render.stream(status, age=2.0, now=1_000_000.0)
     assert shown["connected_since"] == "1970-01-12T13:46:38.000Z"
@@ -183,7 +183,7 @@ def test_a_stream_as_json() -> None:
         "sent_revision": 9,
         "acked_revision": 8,
         "nacked_revision": 7,
-        "refused": ["bad"],
+        "refused": [{"name": "bad", "message": "bad field"}],
         "last_error": "no such field",
     }
 

@@ -42,9 +42,8 @@ def report(name: str, *streams: dict[str, Any], revision: int = 9, converged: in
     return Report(Plane(name, f"{name}:18080"), page)
 
 
-REFUSING = stream(
-    "edge-b", CDS=type_of(outstanding=3, refused=["m@1"], last_error="bad lb_policy"), EDS=type_of(outstanding=2)
-)
+REFUSED = [{"name": "m@1", "message": "bad lb_policy"}]
+REFUSING = stream("edge-b", CDS=type_of(outstanding=3, refused=REFUSED), EDS=type_of(outstanding=2))
 
 
 def texts(lines: list[Line]) -> list[str]:
