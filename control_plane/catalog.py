@@ -76,6 +76,11 @@ class Catalog:
         return {instance: frozenset(held.values()) for instance, held in self._draining.items()}
 
     @property
+    def draining_keys(self) -> Mapping[str, frozenset[ReadyKey]]:
+        """The same, with what of each of them drains."""
+        return {instance: frozenset(held) for instance, held in self._draining.items()}
+
+    @property
     def draining_versions(self) -> frozenset[tuple[str, int]]:
         """The models and versions that have a draining endpoint."""
         return frozenset((key.model, key.version) for held in self._draining.values() for key in held)

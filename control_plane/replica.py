@@ -1,13 +1,14 @@
 """What this replica says in the registry of instances that drain. Pure.
 
-Invariant: a draining instance is listed only after every Envoy of this replica has acknowledged the revision at which
-its draining began, and has reported its load since then; so a monitor that reads 0 may stop its server. What is
-quarantined counts as acknowledged, but not here: an Envoy that has not taken "this endpoint drains" sends it requests.
+Invariant: a draining instance is listed only after every Envoy and gRPC client of this replica has acknowledged the
+revision at which its draining began, and has reported its load since then; so a monitor that reads 0 may stop its
+server. What is quarantined counts as acknowledged, but not here: a client that has not taken "this endpoint drains"
+sends it requests.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Container, Hashable, Iterable, Mapping
 
 from envoy.config.core.v3 import health_check_pb2
 from envoy.config.endpoint.v3 import endpoint_pb2
@@ -30,11 +31,18 @@ class DrainLedger:
 
     def __init__(self) -> None:
         self._since: dict[str, int] = {}
+        self._keys: dict[str, frozenset[Hashable]] = {}
+        self._acknowledged: dict[str, int] = {}
 
-    def update(self, draining: Mapping[str, frozenset[Address]], revision: int) -> None:
-        """Note who drains as of a registry revision."""
-        # The least: a wiped etcd counts from the beginning again, and the old number would never be reached.
-        self._since = {instance: min(self._since.get(instance, revision), revision) for instance in draining}
+    def update(self, draining: Mapping[str, frozenset[Hashable]], revision: int) -> None:
+        """Note who drains, and what of it, as of a registry revision."""
+        since = {}
+        for instance, keys in draining.items():
+            # More of it drains than before: a new drain, for until now the rest was sent requests.
+            known = self._since.get(instance, revision) if keys <= self._keys.get(instance, keys) else revision
+            # The least: a wiped etcd counts from the beginning again, and the old number would never be reached.
+            since[instance] = min(known, revision)
+        self._since, self._keys = since, dict(draining)
 
     def acknowledged(
         self,
@@ -42,16 +50,20 @@ class DrainLedger:
         converged_revision: int,
         held_back: frozenset[Port] = frozenset(),
     ) -> dict[str, frozenset[Address]]:
-        """Those of the draining instances that no Envoy sends new requests to, as all of them have acknowledged.
+        """Those of the draining instances that no client sends new requests to, as all of them have acknowledged.
 
-        `held_back`: the ports of which Envoys have not been told, see `held_back_drains`.
+        Once it is so, it stays so: who connects later is told of the drain with the rest, and while it has not
+        answered yet, `converged_revision` is low. With gRPC clients that come and go it would be for ever.
+        `held_back`: the ports of which clients have not been told, see `held_back_drains`.
         """
-        return {
-            instance: addresses
-            for instance, addresses in draining.items()
-            if self._since.get(instance, converged_revision + 1) <= converged_revision
-            and not any(address.ports & held_back for address in addresses)
+        self._acknowledged = {
+            instance: since
+            for instance, since in self._since.items()
+            if instance in draining
+            and (since <= converged_revision or self._acknowledged.get(instance) == since)
+            and not any(address.ports & held_back for address in draining[instance])
         }
+        return {instance: draining[instance] for instance in self._acknowledged}
 
 
 def held_back_drains(tables: Iterable[ResourceTable], models: Container[str]) -> frozenset[Port]:

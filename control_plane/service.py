@@ -10,7 +10,7 @@ import asyncio
 import logging
 import signal
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import replace
 from importlib.metadata import version
@@ -18,7 +18,7 @@ from importlib.metadata import version
 import grpc
 
 from control_plane.advertise import advertised_http
-from control_plane.catalog import Catalog
+from control_plane.catalog import Address, Catalog
 from control_plane.config import ControlPlaneConfig
 from control_plane.http import HttpServer
 from control_plane.inspection.csds import ClientStatus
@@ -90,7 +90,9 @@ class ControlPlane:
         )
         # The version is found out once: it takes a look at the disk.
         self._inside = Inside(config.replica_name, version("modelplane"), self._xds)
-        self._loads = LoadReportServer(on_change=self._stirred, nodes=lambda: self._xds.expected_nodes)
+        self._loads = LoadReportServer(
+            on_change=self._stirred, nodes=lambda: self._xds.expected_nodes, clients=self._xds.clients
+        )
         self._health = Health()
         self._ledger = DrainLedger()
         self._http = ""
@@ -166,12 +168,15 @@ class ControlPlane:
                 await self._say_ready()
 
     def _publish(self, change: TableChange) -> None:
-        self._ledger.update(self._pipeline.catalog.draining, self._pipeline.catalog.revision)
+        self._ledger.update(self._pipeline.catalog.draining_keys, self._pipeline.catalog.revision)
         self._xds.publish(change)
         if self._table.ready:
             self._proxyless.table.mark_ready()
         revision = self._pipeline.catalog.revision
         self._xds.publish(self._proxyless.update(self._pipeline.changed, revision), self._grpc_view)
+        if self._pipeline.catalog.draining_versions:
+            # At once: an instance of which more drains than before is looked at anew, however soon all acknowledge.
+            self._acknowledged_drains(self._xds.converged_revision())
         self._stirred()
 
     def _asked_by_grpc(self, type_url: str, names: Sequence[str]) -> None:
@@ -202,13 +207,16 @@ class ControlPlane:
 
     def _record(self) -> PlaneRecord:
         converged = self._xds.converged_revision()
+        in_flight = requests_in_flight(self._acknowledged_drains(converged), self._loads.in_flight)
+        return PlaneRecord(converged, self._xds.expected_clients, self._inside.version, in_flight, self._http)
+
+    def _acknowledged_drains(self, converged_revision: int) -> Mapping[str, frozenset[Address]]:
         catalog = self._pipeline.catalog
         draining = {model for model, _ in catalog.draining_versions}
         held_back = held_back_drains((view.table for view in self._xds.views), draining)
-        acknowledged = self._ledger.acknowledged(catalog.draining, converged, held_back)
+        acknowledged = self._ledger.acknowledged(catalog.draining, converged_revision, held_back)
         self._loads.set_draining(acknowledged, self._pipeline.draining_clusters())
-        in_flight = requests_in_flight(acknowledged, self._loads.in_flight)
-        return PlaneRecord(converged, len(self._xds.expected_nodes), self._inside.version, in_flight, self._http)
+        return acknowledged
 
     def _count(self, record: PlaneRecord) -> None:
         metrics, catalog = self._metrics, self._pipeline.catalog

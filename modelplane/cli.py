@@ -34,6 +34,7 @@ COMMANDS = {
     "monitor": Command("monitor", "watch one model server, or start and own it, and register what it serves"),
     "model-server": Command("model_server", "a stand-in for tensorflow_model_server, with its flags"),
     "envoy-bootstrap": Command("envoy_bootstrap", "print the one file that an Envoy needs"),
+    "grpc-bootstrap": Command("grpc_bootstrap", "print the one file that a gRPC client without a proxy needs"),
     "version": Command("version", "print versions"),
 }
 

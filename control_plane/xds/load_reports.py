@@ -1,9 +1,10 @@
 """The Load Reporting Service (LRS): the grpc.aio shell around the ledger.
 
-Invariants: while nothing drains an Envoy is asked for nothing; while something does, it reports every
+Invariants: while nothing drains a client is asked for nothing; while something does, it reports every
 `drain_interval_seconds` about the clusters that have a draining endpoint, and about no others. An Envoy reports to the
 replica that configures it: to Envoy these are two streams with a turn each among the control planes, so one that came
 to the wrong replica is sent on (Envoy 1.40 tries the next one after 5 s), or none could say that nothing is in flight.
+gRPC clients without a proxy count apart (client_ledger.py): theirs are on one connection.
 """
 
 from __future__ import annotations
@@ -11,14 +12,17 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import grpc
 from envoy.service.load_stats.v3 import lrs_pb2
 
 from control_plane.catalog import Address
+from control_plane.xds.client_ledger import ClientLedger
 from control_plane.xds.load_ledger import HostPort, LoadLedger
+from control_plane.xds.view import Client, is_grpc_client
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +32,8 @@ SERVICE = "envoy.service.load_stats.v3.LoadReportingService"
 class LoadReportServer:
     """Serves LRS. `on_change` is called when `in_flight` may have changed; it must not block.
 
-    `nodes` gives the node ids of the Envoys that must have reported, one entry for each (`XdsServer.expected_nodes`).
+    `nodes` gives the node ids of the Envoys that must have reported, one entry for each (`XdsServer.expected_nodes`),
+    `clients` the gRPC clients that use some of these clusters (`XdsServer.clients`).
     `stray_seconds`: how long an Envoy's two streams may take to both be here.
     """
 
@@ -37,20 +42,25 @@ class LoadReportServer:
         *,
         on_change: Callable[[], None] = lambda: None,
         nodes: Callable[[], Collection[str]] = tuple,
+        clients: Callable[[Collection[str]], Collection[Client]] = lambda clusters: (),
         drain_interval_seconds: float = 0.1,
         idle_interval_seconds: float = 60.0,
         stray_seconds: float = 1.0,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._on_change = on_change
         self._nodes = nodes
+        self._clients = clients
+        self._clock = clock
         self._drain_interval = drain_interval_seconds
         self._idle_interval = idle_interval_seconds
         self._stray_seconds = stray_seconds
         self._ledger = LoadLedger()
+        self._client_ledger = ClientLedger()
         self._clusters: frozenset[str] = frozenset()
         self._numbers = itertools.count(1)
         self._wakes: dict[int, asyncio.Event] = {}
-        self._sent_on: set[int] = set()
+        self._ended: dict[int, str] = {}
         self._closing = False
         self._all_ended = asyncio.Event()
 
@@ -64,16 +74,25 @@ class LoadReportServer:
         return (grpc.method_handlers_generic_handler(SERVICE, {"StreamLoadStats": method}),)
 
     async def run(self) -> None:
-        """Send on who reports here and is configured elsewhere, until cancelled."""
+        """Send on who reports here and is configured elsewhere, and ask who is silent, until cancelled."""
         before: frozenset[int] = frozenset()
         while True:
             await asyncio.sleep(self._stray_seconds)
             strays = self._ledger.strays(self._nodes())
             # Seen twice, because a connection that is made anew brings one of the two streams first.
-            for number in strays & before:
-                self._sent_on.add(number)
-                self._wakes[number].set()
+            self._end(strays & before, "another control plane configures this Envoy")
             before = strays
+            self._end_overdue()
+            # A client may have been gone for so long that it is no longer waited for.
+            self._on_change()
+
+    def _end(self, numbers: Iterable[int], reason: str) -> None:
+        for number in numbers:
+            self._ended[number] = reason
+            self._wakes[number].set()
+
+    def _end_overdue(self) -> None:
+        self._end(self._client_ledger.overdue(self._clock()), "an instance drains: report on a new stream")
 
     def set_draining(self, draining: Mapping[str, Collection[Address]], clusters: Collection[str]) -> None:
         """Every Envoy has acknowledged that these instances drain, and no others: count what is in flight there.
@@ -83,17 +102,25 @@ class LoadReportServer:
             for where in addresses:
                 ports |= where.ports
         changed = self._ledger.drain(ports)
+        self._client_ledger.drain(ports, self._clock())
         wanted = frozenset(clusters)
         if wanted != self._clusters:
             self._clusters = wanted
             for wake in self._wakes.values():
                 wake.set()
         if changed:
+            self._end_overdue()
             self._on_change()
 
     def in_flight(self, address: str, port: int) -> int | None:
-        """Requests in flight at a draining endpoint over all Envoys of this replica; None while it isn't known."""
-        return self._ledger.in_flight((address, port), self._nodes())
+        """Requests in flight at a draining endpoint over all Envoys and gRPC clients of this replica; None while it
+        isn't known."""
+        here = (address, port)
+        by_envoys = self._ledger.in_flight(here, self._nodes())
+        if by_envoys is None:
+            return None
+        by_clients = self._client_ledger.in_flight(here, self._clients(self._clusters), self._clock())
+        return None if by_clients is None else by_envoys + by_clients
 
     async def close(self) -> None:
         """End every stream, so that the Envoys go to another replica."""
@@ -108,16 +135,17 @@ class LoadReportServer:
         wake = self._wakes[number] = asyncio.Event()
         try:
             async with asyncio.TaskGroup() as tasks:
-                reader = tasks.create_task(self._read(number, requests))
+                reader = tasks.create_task(self._read(number, requests, context.peer()))
                 reader.add_done_callback(lambda _: wake.set())
                 await self._ask(number, context, reader)
                 reader.cancel()
-            if number in self._sent_on:
-                await context.abort(grpc.StatusCode.UNAVAILABLE, "another control plane configures this Envoy")
+            if number in self._ended:
+                await context.abort(grpc.StatusCode.UNAVAILABLE, self._ended[number])
         finally:
             del self._wakes[number]
-            self._sent_on.discard(number)
+            self._ended.pop(number, None)
             self._ledger.disconnected(number)
+            self._client_ledger.disconnected(number, self._clock())
             self._on_change()
             if not self._wakes:
                 self._all_ended.set()
@@ -127,7 +155,7 @@ class LoadReportServer:
     async def _ask(self, number: int, context: grpc.aio.ServicerContext[Any, Any], reader: asyncio.Task[None]) -> None:
         wake = self._wakes[number]
         asked: lrs_pb2.LoadStatsResponse | None = None
-        while not (self._closing or number in self._sent_on or reader.done()):
+        while not (self._closing or number in self._ended or reader.done()):
             wake.clear()
             response = self._wanted()
             if response != asked:
@@ -143,14 +171,18 @@ class LoadReportServer:
         response.load_reporting_interval.FromNanoseconds(int(interval * 1e9))
         return response
 
-    async def _read(self, number: int, requests: AsyncIterator[Any]) -> None:
-        known = False
+    async def _read(self, number: int, requests: AsyncIterator[Any], peer: str) -> None:
+        # The first message only tells who it is: nobody reports anything before it is asked.
+        first = await anext(aiter(requests), None)
+        if first is None:
+            return
+        log.debug("%s at %s reports load", first.node.id, peer)
+        without_proxy = is_grpc_client(first.node)
+        if without_proxy:
+            self._client_ledger.connected(number, peer, self._clock())
+        else:
+            self._ledger.connected(number, first.node.id)
+        ledger = self._client_ledger if without_proxy else self._ledger
         async for request in requests:
-            if not known:
-                # The first message only tells who it is: an Envoy reports nothing before it is asked.
-                known = True
-                self._ledger.connected(number, request.node.id)
-                log.debug("Envoy %s reports load", request.node.id)
-                continue
-            self._ledger.reported(number, request)
+            ledger.reported(number, request)
             self._on_change()

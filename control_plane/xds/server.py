@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import grpc
 
+from control_plane.resources.resource import CLUSTER_LOAD_ASSIGNMENT
 from control_plane.xds.client import kept, user_agent
 from control_plane.xds.connection import Connection
 from control_plane.xds.events import Connected, Disconnected, StreamEvent, StreamStatus
@@ -24,7 +25,7 @@ from control_plane.xds.services import Method, handlers
 from control_plane.xds.subscription import Counters
 from control_plane.xds.table import ResourceTable, TableChange
 from control_plane.xds.telling import tell
-from control_plane.xds.view import View, is_grpc_client
+from control_plane.xds.view import Client, View, is_grpc_client
 from control_plane.xds.warden import RETRY_SECONDS, judge, tell_trials
 
 SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
@@ -55,6 +56,7 @@ class _Lost:
     only_type: str | None
     view: View
     revision: int
+    client: Client
 
 
 class XdsServer:
@@ -176,6 +178,24 @@ class XdsServer:
         for connection in self._connections.values():
             if connection.view.proxies:
                 yield connection.node, connection.method.only_type
+
+    def clients(self, clusters: Collection[str]) -> tuple[Client, ...]:
+        """The clients without a proxy that use some of these clusters, and those of which a stream was lost less than
+        `settle_seconds` ago, whatever they use."""
+        now = self._clock()
+        return tuple(
+            Client(connection.peer, connection.connected_at)
+            for connection in self._connections.values()
+            if not connection.view.proxies and connection.machine.subscribes(CLUSTER_LOAD_ASSIGNMENT, clusters)
+        ) + tuple(lost.client for lost in self._lost if lost.until > now and not lost.view.proxies)
+
+    @property
+    def expected_clients(self) -> int:
+        """How many Envoys and clients without a proxy there are, counting those lost less than `settle_seconds` ago."""
+        now = self._clock()
+        without_proxy = sum(not connection.view.proxies for connection in self._connections.values())
+        lost = sum(not lost.view.proxies for lost in self._lost if lost.until > now)
+        return len(self.expected_nodes) + without_proxy + lost
 
     def totals(self) -> dict[str, Counters]:
         """What was sent and answered so far by type URL, streams that have ended included; only ever grows."""
@@ -313,7 +333,8 @@ class XdsServer:
             # It goes on with the configuration that it has, and will be back in a moment, here or elsewhere.
             revision = connection.machine.converged_revision(now)
             until, only_type = now + self._settle_seconds, connection.method.only_type
-            self._lost.append(_Lost(until, connection.node, only_type, connection.view, revision))
+            client = Client(connection.peer, connection.connected_at)
+            self._lost.append(_Lost(until, connection.node, only_type, connection.view, revision, client))
             self._later(self._settle_seconds)
         self._tell(Disconnected(connection.node, connection.peer, detail))
         if not self._connections:

@@ -164,6 +164,11 @@ class Stream(ABC):
         self._settle(now)
         return self._table.converged(self._outstanding.lowest()) if self._order.settled else 0
 
+    def subscribes(self, type_url: str, names: Iterable[str]) -> bool:
+        """Whether the client has subscribed to any of these names by name."""
+        subscription = self._subscriptions.get(type_url)
+        return subscription is not None and not subscription.names.isdisjoint(names)
+
     @property
     def unanswered(self) -> int:
         """How many responses the client has neither ACKed nor NACKed."""

@@ -32,6 +32,14 @@ class View:
     proxies: bool = True
 
 
+@dataclass(frozen=True, slots=True)
+class Client:
+    """A client without a proxy: its connection, in gRPC's spelling, and since when (monotonic seconds)."""
+
+    peer: str
+    since: float
+
+
 def is_grpc_client(node: Any) -> bool:
     """Whether a node is a gRPC client without a proxy ("gRPC C-core", "gRPC Java", "gRPC Go", …) (gRFC A27)."""
     return str(node.user_agent_name).startswith(GRPC_AGENTS)

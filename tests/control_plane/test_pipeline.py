@@ -159,6 +159,18 @@ def test_a_draining_instance_is_listed_only_after_convergence_and_load_reports()
     assert record(12, {9000: 0, 9500: 0}) == {}
 
 
+def test_a_client_that_comes_during_a_drain_does_not_take_back_what_all_acknowledged() -> None:
+    ledger = DrainLedger()
+    ledger.update(HERE, 10)
+    assert ledger.acknowledged(HERE, 10) == HERE
+    assert ledger.acknowledged(HERE, 0) == HERE
+    more = {"i": HERE["i"] | {Address("10.0.0.1", 9001, 0)}}
+    ledger.update(more, 20)
+    assert ledger.acknowledged(more, 19) == {}, "until 20 all of them sent requests to the rest"
+    ledger.update(HERE, 21)
+    assert ledger.acknowledged(HERE, 20) == HERE
+
+
 def test_a_drain_goes_on_in_an_etcd_that_counts_from_the_beginning_again() -> None:
     ledger = DrainLedger()
     ledger.update(HERE, 5000)

@@ -15,7 +15,8 @@ import grpc.aio
 class EchoServer:
     """Answers every method with `IDENTITY` in the initial metadata and the request's bytes unchanged as the message.
 
-    `delay`: seconds to think first. `fail_with`: answer this status instead. `seen` keeps what arrived.
+    `delay`: seconds to think first. `fail_with`: answer this status instead. `seen` keeps what arrived; `active` counts
+    what is being thought about.
     """
 
     identity: str
@@ -25,6 +26,7 @@ class EchoServer:
     seen: list[tuple[str, bytes]] = field(default_factory=list)
     metadata: list[dict[str, str]] = field(default_factory=list)
     keep: bool = True
+    active: int = 0
 
     async def __aenter__(self) -> EchoServer:
         options = [
@@ -46,7 +48,11 @@ class EchoServer:
             self.seen.append((method, request))
             self.metadata.append({str(key): str(value) for key, value in context.invocation_metadata() or ()})
         if self.delay:
-            await asyncio.sleep(self.delay)
+            self.active += 1
+            try:
+                await asyncio.sleep(self.delay)
+            finally:
+                self.active -= 1
         if self.fail_with is not None:
             await context.abort(self.fail_with, f"{self.identity} was told to fail")
         await context.send_initial_metadata((("identity", self.identity),))

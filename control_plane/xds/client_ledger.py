@@ -1,0 +1,139 @@
+"""How many requests gRPC clients without a proxy have in flight at endpoints that drain, from their load reports. Pure.
+
+They report per locality (gRFC A27), and ours have one address each (resources/proxyless.py). C-core 1.85, measured:
+it reports at most once a second, and when nothing has happened since the report before and nothing is in flight, it
+says so once and then no more. So silence proves nothing; but on a stream that begins anew the first report always
+comes, with all that is in flight, even at endpoints that are gone. A silent client's stream is ended for that
+(`overdue`), and it is back in about a second.
+
+Invariant: a number is given only when each client that was connected when all had ACKed the drain (`drain`) has
+reported since, or has been gone for so long that it would be back. Who came later was told from the start and sends
+nothing there; what it reports is counted all the same, since it may be an earlier one on a new connection.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from control_plane.xds.load_ledger import REPORTS, HostPort
+from control_plane.xds.view import Client
+from registry.addresses import split_address
+
+
+def requests_in_progress(report: Any) -> Counter[HostPort]:
+    """Endpoint -> requests in progress, over all clusters of a LoadStatsRequest with localities named HOST:PORT."""
+    counts: Counter[HostPort] = Counter()
+    for cluster in report.cluster_stats:
+        for locality in cluster.upstream_locality_stats:
+            if locality.total_requests_in_progress:
+                try:
+                    counts[split_address(locality.locality.sub_zone)] += locality.total_requests_in_progress
+                except ValueError:
+                    continue
+    return counts
+
+
+@dataclass(slots=True)
+class _Reporter:
+    """One stream. `known_since`: when this client's first one began; `begun`: when this one did."""
+
+    peer: str
+    known_since: float
+    begun: float
+    reports: int = 0
+    in_progress: Mapping[HostPort, int] = field(default_factory=dict)
+    before: dict[HostPort, int] = field(default_factory=dict)
+    """Drain -> how many reports had come when it was acknowledged."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Gone:
+    peer: str
+    known_since: float
+    until: float
+
+
+class ClientLedger:
+    """The reports of all clients. A reporter is one stream, by a number that the caller gives out; `peer` is the
+    connection that it is on, which a client's load reports share with its configuration. Times in monotonic seconds.
+
+    `life_seconds`: how long a stream is left alone, so that its first report can come. `return_seconds`: how long a
+    stream that ended is waited for.
+    """
+
+    def __init__(self, *, life_seconds: float = 3.0, return_seconds: float = 4.0) -> None:
+        self._life_seconds = life_seconds
+        self._return_seconds = return_seconds
+        self._drains: dict[HostPort, float] = {}
+        self._reporters: dict[int, _Reporter] = {}
+        self._gone: list[_Gone] = []
+
+    def connected(self, reporter: int, peer: str, now: float) -> None:
+        """A stream has begun."""
+        back = next((gone for gone in self._gone if gone.peer == peer), None)
+        if back is not None:
+            self._gone.remove(back)
+        known_since = now if back is None else back.known_since
+        self._reporters[reporter] = _Reporter(peer, known_since, now, before=dict.fromkeys(self._drains, 0))
+
+    def disconnected(self, reporter: int, now: float) -> None:
+        """A stream has ended."""
+        entry = self._reporters.pop(reporter, None)
+        self._gone = [gone for gone in self._gone if gone.until > now]
+        if entry is not None:
+            self._gone.append(_Gone(entry.peer, entry.known_since, now + self._return_seconds))
+
+    def drain(self, endpoints: Iterable[HostPort], now: float) -> None:
+        """Every client knows that these endpoints drain, and no others."""
+        self._drains = {endpoint: self._drains.get(endpoint, now) for endpoint in endpoints}
+        for reporter in self._reporters.values():
+            reporter.before = {endpoint: reporter.before.get(endpoint, reporter.reports) for endpoint in self._drains}
+
+    def reported(self, reporter: int, report: Any) -> None:
+        """A report came in; it replaces what this stream said before."""
+        entry = self._reporters[reporter]
+        entry.reports += 1
+        entry.in_progress = requests_in_progress(report)
+
+    def overdue(self, now: float) -> frozenset[int]:
+        """The streams that are to be ended, so that their clients report."""
+        return frozenset(
+            number
+            for number, reporter in self._reporters.items()
+            if now - reporter.begun >= self._life_seconds
+            and any(self._owes(reporter, endpoint) for endpoint in self._drains)
+        )
+
+    def in_flight(self, endpoint: HostPort, clients: Collection[Client], now: float) -> int | None:
+        """Requests in flight at a draining endpoint over all clients; None while it can't be known.
+
+        `clients`: those that may send there, so that one that has yet to open its stream of load reports, or has none,
+        is not taken for idle.
+        """
+        drained = self._drains.get(endpoint)
+        if drained is None:
+            return None
+        expected = Counter(client.peer for client in clients if client.since <= drained)
+        if expected - Counter(reporter.peer for reporter in self._reporters.values()):
+            return None
+        if any(gone.known_since <= drained and now < gone.until for gone in self._gone):
+            return None
+        if any(self._owes(reporter, endpoint) for reporter in self._reporters.values()):
+            return None
+        return sum(reporter.in_progress.get(endpoint, 0) for reporter in self._reporters.values())
+
+    def next_return(self, now: float) -> float | None:
+        """When `in_flight` may change although nothing is reported."""
+        return min((gone.until for gone in self._gone if gone.until > now), default=None)
+
+    def _owes(self, reporter: _Reporter, endpoint: HostPort) -> bool:
+        drained = self._drains[endpoint]
+        if reporter.known_since > drained:
+            return False
+        # The first report of a stream is made a second after its begin. On an older stream the report that comes next
+        # may have been made before.
+        wanted = 1 if reporter.begun > drained else REPORTS
+        return reporter.reports - reporter.before[endpoint] < wanted
