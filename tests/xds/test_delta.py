@@ -176,6 +176,14 @@ def test_a_reconnect_while_a_new_cluster_warms_gets_what_it_lacks_and_nothing_el
     assert talk.converged == talk.revision
 
 
+def test_a_client_that_is_not_back_from_anywhere_is_sent_endpoints_once():
+    talk = Talk.about(A, EA)
+    (response,) = talk.ask(EDS, ["a"])
+    assert names(response) == ["a"]
+    talk.ack_all()
+    assert talk.wait(60) == []
+
+
 def test_endpoints_that_the_client_has_are_sent_again_after_their_cluster_was():
     talk = Talk.about(A, EA)
     talk.ask(CDS, claimed={"a": "old"})
