@@ -395,8 +395,12 @@ class Stream(ABC):
                 self._order.cluster_due(name)
             else:
                 self._order.cluster_not_due(name)
-        elif subscription.type_url != CLUSTER_LOAD_ASSIGNMENT and (resource is None or not due):
-            self._order.waiting.pop(key, None)
+        elif subscription.type_url != CLUSTER_LOAD_ASSIGNMENT:
+            if resource is None or not due:
+                self._order.waiting.pop(key, None)
+            elif waiting is not None and version != waiting.resource.version:
+                # Asked for again, so due although the client may hold it: after the older one.
+                waiting.newer = waiting.newer or since
 
     def _withhold(self, subscription: Subscription, name: str, since: Moment, now: float) -> None:
         """The name is quarantined and there is no good version of it: the client keeps what it has, and nothing waits

@@ -228,6 +228,17 @@ def test_a_router_that_waits_for_a_cluster_which_is_removed_meanwhile_is_never_s
     assert policy.resources[0].version == router("a", version=3).version
 
 
+def test_a_router_that_is_asked_for_while_it_waits_and_then_taken_back_ends_as_it_was():
+    talk = envoy_like(A, EA, router("a"))
+    talk.change(B, EB, router("a", "b", version=2))
+    assert talk.ask(ECDS, ["router"]) == []
+    assert talk.change(router("a")) == []
+    said = [*talk.ask(EDS, ["b"]), *talk.ack_all()]
+    policies = [response.resources[0].version for response in said if response.type_url == ECDS]
+    assert policies[-1] == router("a").version
+    assert talk.converged == talk.revision
+
+
 def test_endpoints_sent_before_the_cluster_changed_again_do_not_count():
     talk = envoy_like(A, EA, router("a"))
     (endpoint,) = talk.change(endpoints("a", 7))
