@@ -27,7 +27,7 @@ class Command:
 COMMANDS = {
     "up": Command("up", "run a whole fleet on this machine: etcd, control plane, Envoy, model servers"),
     "status": Command("status", "show models, versions and instances, and why something is not served"),
-    "get": Command("get", "get envoys: list connected Envoys, with what each has acknowledged and refused"),
+    "get": Command("get", "get envoys: who is connected and what each has acknowledged; get quarantine: refusals"),
     "describe": Command("describe", "describe model NAME: versions, instances, clusters, and what was refused"),
     "xds": Command("xds", "xds dump: print the resources that Envoys are sent, as JSON"),
     "control-plane": Command("control_plane", "turn the registry into Envoy configuration over xDS"),

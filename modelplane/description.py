@@ -8,11 +8,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from modelplane.envoys import reason, refusals, unreachable
+from modelplane.envoys import refusals, unreachable
 from modelplane.errors import UserError
 from modelplane.fleet import Picture, State, Version
 from modelplane.lines import Line, Tone, block
 from modelplane.planes import Report
+from modelplane.quarantine import quarantine
 from modelplane.table import listed, rest_address
 from registry.addresses import join_address
 
@@ -49,7 +50,7 @@ def describe(picture: Picture, model: str, pages: Pages) -> list[Line]:
         *_instances(picture, versions),
         *_reasons(versions),
         *_clusters(pages),
-        *_quarantined(model, pages.quarantine),
+        *quarantine(pages.quarantine, model),
         *_refusals(pages),
         *unreachable(pages.envoys),
     ]
@@ -139,32 +140,6 @@ def _endpoints(assignment: Mapping[str, Any]) -> str:
         for endpoint in locality.get("lb_endpoints", ())
     )
     return ", ".join(f"{count} {health}" for health, count in sorted(counts.items())) or "none"
-
-
-def _quarantined(model: str, reports: Iterable[Report]) -> list[Line]:
-    found: dict[tuple[str, ...], tuple[Mapping[str, Any], list[str]]] = {}
-    for report in reports:
-        for row in report.page.get("quarantined", ()):
-            if row["model"] == model:
-                key = tuple(str(row[one]) for one in ("type", "name", "version", "last_good_version"))
-                found.setdefault(key, (row, []))[1].append(str(report.page.get("replica") or report.plane.name))
-    lines: list[Line] = []
-    for row, planes in found.values():
-        at = f" at {row['peer']}" if row["peer"] else ""
-        holds = (
-            f"every client is sent its last good version, {row['last_good_version']}"
-            if row["last_good_version"]
-            else "it is sent to nobody, for no Envoy has taken a version of it yet; who holds one keeps it"
-        )
-        lines += [
-            Line(f"{row['type']} {row['name']} version {row['version']}", Tone.BAD),
-            Line(f"  refused by  {row['node'] or 'an unnamed Envoy'}{at}, revision {row['since_revision']}"),
-            *([Line(f"  field       {row['field']}")] if row["field"] else []),
-            Line(f"  message     {reason(row['message'])}"),
-            Line(f"  now         {holds}"),
-            Line(f"  says        {listed(planes)}"),
-        ]
-    return [Line(""), Line("QUARANTINED, until its next version"), *lines] if lines else []
 
 
 def _refusals(pages: Pages) -> list[Line]:

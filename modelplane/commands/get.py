@@ -1,4 +1,4 @@
-"""`modelplane get envoys`."""
+"""`modelplane get envoys` and `modelplane get quarantine`."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from modelplane.errors import FAILURE, OptionError
 from modelplane.lines import show
 from modelplane.logs import LogOptions, configure
 from modelplane.planes import PlaneConfig, Report, ask_all, find_planes
+from modelplane.quarantine import all_quarantined
 
-_THINGS = ("envoys",)
+_THINGS = ("envoys", "quarantine")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +31,7 @@ class GetConfig:
         metadata={
             "short": "-o",
             "choices": ("table", "wide", "json"),
-            "help": "table: a line for each Envoy; wide: a line for each of its resource types too; json: everything",
+            "help": "table: what matters; wide: a line for each type of resource too; json: all of it",
         },
     )
 
@@ -40,15 +41,16 @@ def command_line() -> CommandLine:
     return CommandLine(
         "get",
         [GetConfig, PlaneConfig, FleetConfig, LogOptions],
-        usage="envoys [options]",
-        arguments={"envoys": "the Envoys that are connected to the fleet's control planes"},
-        description="List the Envoys (and gRPC clients without a proxy) that are connected, with what each has\n"
-        "acknowledged and refused. All control planes that the registry names are asked.\n\n"
+        usage="envoys|quarantine [options]",
+        arguments={"WHAT": "envoys, or quarantine: the resources that an Envoy refused, and what holds instead"},
+        description="List what is connected, with what each Envoy (or gRPC client without a proxy) has acknowledged\n"
+        "and refused; or what is quarantined. All control planes that the registry names are asked.\n\n"
         "STATE: `has everything` means that it has acknowledged all that the registry says; `pending CDS 3`, that 3\n"
         "clusters are due, or sent and not answered; `refused CDS 1`, that it does not take one of them.\n"
-        "Exit code 1 if a control plane does not answer, for then Envoys may be missing from the list.",
+        "Exit code 1 if a control plane does not answer, for then something may be missing from the list.",
         examples=(
             "modelplane get envoys",
+            "modelplane get quarantine",
             "modelplane get envoys -o wide --etcd etcd-0:2379",
             "modelplane get envoys -o json --control-plane plane-0:18080 | jq '.control_planes[].envoys[].node'",
         ),
@@ -58,26 +60,27 @@ def command_line() -> CommandLine:
 def run(argv: Sequence[str]) -> int:
     """Print the list."""
     settings = command_line().parse(argv)
-    thing = settings.arguments.get("envoys", "")
+    thing = settings.arguments.get("WHAT", "")
     if thing not in _THINGS:
         close = difflib.get_close_matches(thing, _THINGS, n=1)
         said = f"can't get {thing!r}" if thing else "say what to get"
-        raise OptionError(
-            f"{said}; {'did you mean' if close else 'there is'} `modelplane get envoys`{'?' if close else ''}"
-        )
+        hint = f"did you mean {close[0]}?" if close else f"there are {' and '.join(_THINGS)}"
+        raise OptionError(f"{said}; {hint}")
     configure(settings[LogOptions].logging)
-    reports = asyncio.run(_ask(settings[FleetConfig], settings[PlaneConfig]))
+    reports = asyncio.run(_ask(settings[FleetConfig], settings[PlaneConfig], f"/{thing}"))
     output = settings[GetConfig].output
     if output == "json":
         document = {"control_planes": [_document(report) for report in reports]}
         sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
-    else:
+    elif thing == "envoys":
         show(envoys(reports, wide=output == "wide"), sys.stdout)
+    else:
+        show(all_quarantined(reports), sys.stdout)
     return FAILURE if any(report.error for report in reports) else 0
 
 
-async def _ask(fleet: FleetConfig, config: PlaneConfig) -> list[Report]:
-    return await ask_all(await find_planes(fleet, config), "/envoys", config.timeout)
+async def _ask(fleet: FleetConfig, config: PlaneConfig, page: str) -> list[Report]:
+    return await ask_all(await find_planes(fleet, config), page, config.timeout)
 
 
 def _document(report: Report) -> dict[str, Any]:

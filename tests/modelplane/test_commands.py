@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import signal
 import socket
 import subprocess
@@ -15,7 +16,12 @@ import grpc
 import pytest
 import pytest_asyncio
 from envoy.service.status.v3 import csds_pb2, csds_pb2_grpc
+from prometheus_client import CollectorRegistry
 
+from control_plane.http import HttpServer
+from control_plane.inspection.inside import Inside
+from control_plane.inspection.loop import LoopGate
+from control_plane.inspection.pages import Pages
 from registry.etcd import EtcdClient, EtcdConfig
 from registry.keys import InstanceKey, Keyspace, PlaneKey, ReadyKey
 from registry.records import (
@@ -31,9 +37,11 @@ from registry.records import (
     encode_plane,
     encode_ready,
 )
+from tests.support.etcd import Etcd
 from tests.support.processes import ChildProcess, free_port
 from tests.support.stack import Stack
 from tests.support.waiting import eventually
+from tests.xds.world import assignment, eds_cluster, plane_and_envoy
 
 pytestmark = pytest.mark.scenario
 
@@ -143,6 +151,49 @@ async def test_a_fleet_is_looked_into(stack: Stack) -> None:
         "ECDS": 2,
     }
     assert {page["replica"] for page in everything.values()} == {"plane-0"}
+
+
+async def test_a_resource_that_an_envoy_refuses_is_told_of(tmp_path: Path, etcd: Etcd) -> None:
+    """Waits until an Envoy has refused the first version of one cluster, and the second one of another, of a control
+    plane whose resources are made by hand, since it makes none that Envoy refuses; then for each command's end."""
+    async with EtcdClient(EtcdConfig((etcd.endpoint,))) as client:
+        record = InstanceRecord("127.0.0.1", 21000, state=InstanceState.SERVING)
+        await client.put(KEYS.make(InstanceKey("tfs-0")), encode_instance(record))
+        ready = encode_ready(ReadyRecord(ReadyState.READY, "127.0.0.1", 21000))
+        for model in ("ill", "well"):
+            await client.put(KEYS.make(ReadyKey(model, 1, "tfs-0")), ready)
+    names = ("ill", "well")
+    first = [eds_cluster("ill", bad=True), eds_cluster("well"), *(assignment(name, 21000) for name in names)]
+    async with plane_and_envoy(tmp_path, *first) as (plane, _):
+        await eventually(lambda: plane.converged(plane.revision), "the first refusal")
+        plane.change(eds_cluster("well", bad=True))
+        await eventually(lambda: len(plane.table.quarantined) == 2, "the second refusal")
+        pages = Pages(Inside("plane-0", "0", plane.xds), LoopGate())
+        port = free_port()
+        here = ("--control-plane", f"127.0.0.1:{port}")
+        with HttpServer("127.0.0.1", port, CollectorRegistry(), lambda: "", pages):
+            ill, well, everything, envoys, dumped = await asyncio.gather(
+                modelplane("describe", "model", "ill", "--etcd", etcd.endpoint, *here),
+                modelplane("describe", "model", "well", "--etcd", etcd.endpoint, *here),
+                modelplane("get", "quarantine", *here),
+                modelplane("get", "envoys", *here),
+                modelplane("xds", "dump", "CDS", "ill", *here),
+            )
+    good = eds_cluster("well").version
+    for said, name in ((ill, "ill"), (well, "well")):
+        assert said.returncode == 0
+        assert re.search(rf"^CDS {name}, version {eds_cluster(name, bad=True).version}$", said.stdout, re.MULTILINE)
+        assert re.search(
+            r"^  refused by  modelplane-envoy at ipv4:127\.0\.0\.1:\d+, revision \d$", said.stdout, re.MULTILINE
+        )
+        assert re.search(r"^  message     .+", said.stdout, re.MULTILINE)
+        assert f"CDS {name} of model {name}" in everything.stdout
+    assert "  now         it is sent to nobody" in ill.stdout
+    assert f"  now         every client is sent its last good version, {good}" in well.stdout
+    assert re.search(r"refused CDS \d", envoys.stdout)
+    page = json.loads(dumped.stdout)
+    assert "resource" not in page
+    assert page["quarantined"]["resource"]["name"] == "ill"
 
 
 async def test_ctrl_c_ends_a_command_that_waits(tmp_path: Path) -> None:

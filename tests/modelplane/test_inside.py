@@ -13,6 +13,7 @@ from modelplane.errors import UserError
 from modelplane.fleet import Holding, Picture, State, Version
 from modelplane.lines import Line, Tone, show
 from modelplane.planes import Plane, Report, resource_page
+from modelplane.quarantine import all_quarantined
 from registry.records import InstanceRecord
 
 
@@ -117,7 +118,7 @@ PICTURE = Picture(
 )
 
 
-def quarantine(**changed: Any) -> dict[str, Any]:
+def quarantined(**changed: Any) -> dict[str, Any]:
     row = {"view": "envoy", "type": "CDS", "name": "m@1", "model": "m", "version": "bad1", "last_good_version": "good0"}
     return {
         **row,
@@ -130,6 +131,10 @@ def quarantine(**changed: Any) -> dict[str, Any]:
     }
 
 
+def refusals(name: str, *rows: dict[str, Any]) -> Report:
+    return Report(Plane(name, f"{name}:1"), {"replica": name, "quarantined": list(rows)})
+
+
 def endpoint(**changed: str) -> dict[str, Any]:
     return {"endpoint": {}, **changed}
 
@@ -140,8 +145,10 @@ def test_all_about_a_model() -> None:
     assignments = [{"name": "m@1", "version": "e1", "resource": {"endpoints": endpoints}}]
     pages = Pages(
         quarantine=[
-            Report(Plane("a", "a:1"), {"replica": "plane-0", "quarantined": [quarantine(), quarantine(model="other")]}),
-            Report(Plane("b", "b:1"), {"replica": "plane-1", "quarantined": [quarantine()]}),
+            Report(
+                Plane("a", "a:1"), {"replica": "plane-0", "quarantined": [quarantined(), quarantined(model="other")]}
+            ),
+            Report(Plane("b", "b:1"), {"replica": "plane-1", "quarantined": [quarantined()]}),
         ],
         envoys=[report("plane-0", REFUSING, converged=7), Report(Plane("plane-1", "b:1"), error="no answer for 5 s")],
         resources={
@@ -167,7 +174,7 @@ def test_all_about_a_model() -> None:
         "m        c0           -            none",
         "",
         "QUARANTINED, until its next version",
-        "CDS m@1 version bad1",
+        "CDS m@1, version bad1",
         "  refused by  edge-b at ipv4:10.0.0.7:4321, revision 8",
         "  field       lb_policy",
         "  message     no such value",
@@ -182,9 +189,27 @@ def test_all_about_a_model() -> None:
     ]
 
 
+def test_all_that_is_quarantined() -> None:
+    reports = [
+        refusals("p", quarantined(), quarantined(model="", type="LDS", name="grpc", last_good_version=None)),
+        Report(Plane("q", "q:1"), error="connection refused"),
+    ]
+    lines = texts(all_quarantined(reports))
+    assert [line for line in lines if not line.startswith("  ")] == [
+        "QUARANTINED, until its next version",
+        "LDS grpc of all models, version bad1",
+        "CDS m@1 of model m, version bad1",
+        "",
+        "CONTROL PLANES THAT DO NOT ANSWER",
+        "q at q:1: connection refused",
+    ]
+    assert texts(all_quarantined([refusals("p")])) == ["Nothing is quarantined."]
+    assert texts(all_quarantined(reports[1:]))[0] == "CONTROL PLANES THAT DO NOT ANSWER"
+
+
 def test_a_resource_without_a_good_version_is_withheld() -> None:
-    page = {"replica": "p", "quarantined": [quarantine(last_good_version=None, field="")]}
-    lines = texts(describe(PICTURE, "m", Pages(quarantine=[Report(Plane("p", "p:1"), page)])))
+    report_ = refusals("p", quarantined(last_good_version=None, field=""))
+    lines = texts(describe(PICTURE, "m", Pages(quarantine=[report_])))
     assert (
         "  now         it is sent to nobody, for no Envoy has taken a version of it yet; who holds one keeps it"
         in lines
