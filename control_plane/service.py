@@ -31,7 +31,7 @@ from control_plane.lasting import lasting_objects
 from control_plane.metrics import Metrics
 from control_plane.pipeline import Pipeline
 from control_plane.proxyless_view import ProxylessView
-from control_plane.replica import DrainLedger, held_back_drains, requests_in_flight
+from control_plane.replica import DrainLedger, held_back_drains, pause_after, requests_in_flight
 from control_plane.resources.resource import (
     CLUSTER,
     CLUSTER_LOAD_ASSIGNMENT,
@@ -54,8 +54,6 @@ from registry.records import PlaneRecord, encode_plane
 
 log = logging.getLogger(__name__)
 
-# A burst of changes becomes one write of this replica's record; far below what a drain's user would notice.
-_RECORD_PAUSE = 0.02
 # Named, because a type of which the last resource went is no longer among the table's: its gauge must go to 0.
 _COUNTED = (LISTENER, EXTENSION_CONFIG, CLUSTER, CLUSTER_LOAD_ASSIGNMENT)
 _GOODBYE = 2.0
@@ -190,11 +188,14 @@ class ControlPlane:
     async def _publish_record(self, keys: LeasedKeys) -> None:
         key = self._keyspace.make(PlaneKey(self._config.replica_name))
         published: PlaneRecord | None = None
+        loop = asyncio.get_running_loop()
         while True:
             await self._moved.wait()
             self._moved.clear()
+            began = loop.time()
             record = self._record()
             self._count(record)
+            spent = loop.time() - began
             if record != published and self._table.ready:
                 if not self._http:
                     # Only now: etcd, towards which this host's own address is looked for, has answered.
@@ -203,7 +204,7 @@ class ControlPlane:
                     record = replace(record, http=self._http)
                 keys.set({key: encode_plane(record)})
                 published = record
-            await asyncio.sleep(_RECORD_PAUSE)
+            await asyncio.sleep(pause_after(spent))
 
     def _record(self) -> PlaneRecord:
         converged = self._xds.converged_revision()
