@@ -44,13 +44,14 @@ class Plane:
         self.fleet = Fleet(models)
         self.table = ResourceTable()
         self.pipeline = Pipeline(Catalog(Keyspace()), self.table, DataPlaneSettings())
-        self.pipeline.apply(Snapshot(1000, {put.key: put.value for put in self.fleet.puts()}), _NOW)
+        # Another one for each size, and with it other values: what one plane has read the next would find in a cache.
+        self.revision = 1000 + models
+        self.pipeline.apply(Snapshot(self.revision, {put.key: put.value for put in self.fleet.puts()}), _NOW)
         held = {
             type_url: {name: entry.resource.version for name, entry in self.table.entries(type_url).items()}
             for type_url in self.table.types()
         }
         self.streams = [self._connected(f"envoy-{number}", held) for number in range(STREAMS)]
-        self.revision = 1000
 
     def _connected(self, node: str, held: dict[str, dict[str, str]]) -> DeltaStream:
         stream = DeltaStream(self.table, _NOW)
