@@ -13,6 +13,7 @@ from typing import Any
 import grpc
 from envoy.config.core.v3 import base_pb2
 
+from control_plane.xds.population import StreamKey
 from control_plane.xds.services import Method
 from control_plane.xds.stream import ProtocolError, Stream
 from control_plane.xds.view import View
@@ -50,6 +51,11 @@ class Connection:
     def node(self) -> str:
         """The node id; empty if the client gave none."""
         return self.machine.node
+
+    @property
+    def key(self) -> StreamKey:
+        """Whose stream it is, and of what."""
+        return StreamKey(self.node, self.peer, self.method.only_type)
 
     def wake(self) -> None:
         """There may be something to write."""

@@ -93,6 +93,9 @@ class Sender:
     def _window(self, subscription: Subscription) -> tuple[int, float]:
         if subscription.type_url == CLUSTER_LOAD_ASSIGNMENT:
             return self._limits.endpoint_window, self._limits.endpoint_patience_seconds
+        if subscription.whole is not None and (subscription.doubted or subscription.groups):
+            # A further one would only repeat what is in doubt.
+            return self._limits.window, self._limits.endpoint_patience_seconds
         return self._limits.window, self._limits.patience_seconds
 
     def _window_open(self, subscription: Subscription, now: float) -> bool:

@@ -20,7 +20,7 @@ from control_plane.xds.client import kept, user_agent
 from control_plane.xds.connection import Connection
 from control_plane.xds.events import Connected, Disconnected, StreamEvent, StreamStatus
 from control_plane.xds.limits import Limits
-from control_plane.xds.population import population
+from control_plane.xds.population import StreamKey, population
 from control_plane.xds.services import Method, handlers
 from control_plane.xds.subscription import Counters
 from control_plane.xds.table import ResourceTable, TableChange
@@ -52,8 +52,7 @@ class _Lost:
     """A stream that has ended: its client goes on with what it has, and is to be back before `until`."""
 
     until: float
-    node: str
-    only_type: str | None
+    stream: StreamKey
     view: View
     revision: int
     client: Client
@@ -171,13 +170,11 @@ class XdsServer:
         """The same, and the proxies of which a stream was lost less than `settle_seconds` ago. They go on with what
         they have, so what they have in flight is not known before they are back."""
         now = self._clock()
-        lost = ((lost.node, lost.only_type) for lost in self._lost if lost.until > now and lost.view.proxies)
+        lost = (lost.stream for lost in self._lost if lost.until > now and lost.view.proxies)
         return population((*self._proxies(), *lost))
 
-    def _proxies(self) -> Iterator[tuple[str, str | None]]:
-        for connection in self._connections.values():
-            if connection.view.proxies:
-                yield connection.node, connection.method.only_type
+    def _proxies(self) -> Iterator[StreamKey]:
+        return (connection.key for connection in self._connections.values() if connection.view.proxies)
 
     def clients(self, clusters: Collection[str]) -> tuple[Client, ...]:
         """The clients without a proxy that use some of these clusters, and those of which a stream was lost less than
@@ -303,8 +300,8 @@ class XdsServer:
         self._on_change()
 
     def _connected(self, connection: Connection) -> None:
-        kind = (connection.node, connection.method.only_type, connection.view)
-        back = next((lost for lost in self._lost if (lost.node, lost.only_type, lost.view) == kind), None)
+        key, view = connection.key._replace(peer=""), connection.view
+        back = next((lost for lost in self._lost if lost.stream._replace(peer="") == key and lost.view is view), None)
         if back is not None:
             # One only: several Envoys may go by one node id.
             self._lost.remove(back)
@@ -332,9 +329,9 @@ class XdsServer:
         if not self._closing and connection.node:
             # It goes on with the configuration that it has, and will be back in a moment, here or elsewhere.
             revision = connection.machine.converged_revision(now)
-            until, only_type = now + self._settle_seconds, connection.method.only_type
             client = Client(connection.peer, connection.connected_at)
-            self._lost.append(_Lost(until, connection.node, only_type, connection.view, revision, client))
+            until = now + self._settle_seconds
+            self._lost.append(_Lost(until, connection.key, connection.view, revision, client))
             self._later(self._settle_seconds)
         self._tell(Disconnected(connection.node, connection.peer, detail))
         if not self._connections:

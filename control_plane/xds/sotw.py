@@ -58,10 +58,7 @@ class SotwStream(Stream):
             return
         nonce = request.response_nonce
         if nonce:
-            flight = subscription.flights.get(nonce)
-            if flight is not None:
-                self._catch_up(subscription, flight, refused=request.HasField("error_detail"))
-            self._answered(type_url, request, now)
+            self._take_answer(subscription, request, now)
             if nonce != subscription.newest_nonce:
                 # "Resource updates": no response for a request with a stale nonce.
                 return
@@ -143,16 +140,46 @@ class SotwStream(Stream):
 
     # Answers
 
-    def _catch_up(self, subscription: Subscription, flight: Flight, *, refused: bool) -> None:
+    def _take_answer(self, subscription: Subscription, request: Any, now: float) -> None:
+        flight = subscription.flights.get(request.response_nonce)
+        if flight is None:
+            self._answered(subscription.type_url, request, now)
+            return
+        self._catch_up(subscription, flight, request)
+        newer = next((each for each in subscription.flights.values() if each.sequence > flight.sequence), None)
+        if subscription.whole is None or newer is None or not request.HasField("error_detail"):
+            subscription.doubted = False
+            self._answered(subscription.type_url, request, now)
+            return
+        # The newer one holds all of it again, so its answer decides.
+        names = dict(flight.names)
+        subscription.merge(flight, newer)
+        subscription.doubted = True
+        subscription.counters.nacked += 1
+        subscription.counters.last_error = request.error_detail.message
+        self._report(subscription.type_url, names, request.error_detail, searching=True)
+
+    def _catch_up(self, subscription: Subscription, newest: Flight, request: Any) -> None:
         """A client answers in order, and may answer several at once (Envoy, where requests of the type were paused):
         what it says of one response it says of those before, or one of those is to blame."""
-        older = [each for each in subscription.flights.values() if each.sequence < flight.sequence]
-        for each in older:
-            if refused:
-                subscription.merge(each, flight)
+        upto = [flight for flight in subscription.flights.values() if flight.sequence <= newest.sequence]
+        refused = request.HasField("error_detail")
+        applied = newest.sequence
+        if refused:
+            # "ACK and NACK semantics summary": a NACK has the version that the client is using. That can be the newest
+            # one's even, if the error is about one before (Envoy 1.40 keeps it until it is told). Of a type whose
+            # responses hold a part only, an equal version can be that of an earlier response.
+            used = [each for each in upto if subscription.whole and each.version == request.version_info]
+            applied = max((each.sequence for each in used), default=0)
+        for flight in upto:
+            if flight is newest and not (refused and flight.sequence == applied):
+                # Its own answer is yet to be taken.
+                continue
+            if flight.sequence <= applied:
+                del subscription.flights[flight.nonce]
+                self._acked(subscription, flight)
             else:
-                del subscription.flights[each.nonce]
-                self._acked(subscription, each)
+                subscription.merge(flight, newest)
 
     # What is due
 
@@ -191,11 +218,11 @@ class SotwStream(Stream):
     ) -> bytes:
         whole = subscription.whole
         if whole is None:
-            return sotw_response(subscription.type_url, flight.nonce, content_version(puts), puts)
+            flight.version = content_version(puts)
+            return sotw_response(subscription.type_url, flight.nonce, flight.version, puts)
         for resource in puts:
             whole.put(resource.name, resource, flight.sequence)
         for name in removals:
             whole.put(name, None, flight.sequence)
-        # It says again what older ones said that have no answer yet, so a refusal of it may be about those.
-        flight.alone = len(subscription.flights) == 1
-        return sotw_response(subscription.type_url, flight.nonce, whole.version, whole.sent.values())
+        flight.version = whole.version
+        return sotw_response(subscription.type_url, flight.nonce, flight.version, whole.sent.values())

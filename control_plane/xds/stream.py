@@ -311,6 +311,11 @@ class Stream(ABC):
             if type_url == CLUSTER and not searching:
                 warming = names.keys() & self._order.warming.keys()
                 self._suspects.append((now + self._limits.suspect_seconds, warming))
+        self._report(type_url, names, error, searching=searching)
+
+    def _report(
+        self, type_url: str, names: Mapping[str, tuple[Resource | None, Moment]], error: Any, *, searching: bool
+    ) -> None:
         resources = [resource for resource, _ in names.values() if resource is not None]
         models = tuple(sorted({resource.model for resource in resources if resource.model}))
         version = resources[0].version if len(names) == len(resources) == 1 and not searching else ""

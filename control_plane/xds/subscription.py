@@ -73,9 +73,9 @@ class Flight:
     names: dict[str, tuple[Resource | None, Moment]]
     revision: int = 0
     generation: int = 0
-    alone: bool = True
-    """Nothing is in it but what is named and what the client has ACKed."""
     searching: bool = False
+    version: str = ""
+    """Its version_info, where responses have one."""
 
     @property
     def nonce(self) -> str:
@@ -99,7 +99,8 @@ class Counters:
 class Subscription:
     """The state of one type. `puts` and `removals` queue the names of the items that are due, oldest first; `groups`
     those among them that go in responses of their own, because one of them is bad. `removable`: the variant has a way
-    to say that a resource is gone; `whole`: what a response holds, of a type whose responses hold everything."""
+    to say that a resource is gone; `whole`: what a response holds, of a type whose responses hold everything;
+    `doubted`: one in flight repeats what was refused, and its answer tells more."""
 
     type_url: str
     outstanding: Outstanding
@@ -117,6 +118,7 @@ class Subscription:
     last_sent_at: float = float("-inf")
     counters: Counters = field(default_factory=Counters)
     newest_nonce: str = ""
+    doubted: bool = False
     unknown_since: Moment | None = None
     sent_revision: int = 0
     acked_revision: int = 0
@@ -242,7 +244,7 @@ class Subscription:
                     item.refused, item.refused_at = version, flight.sequence
                 self._drop_if_settled(name, item)
                 continue
-            if newest and (len(flight.names) > 1 or not flight.alone):
+            if newest and len(flight.names) > 1:
                 self._due_again(name, item, version, since, now)
                 again.append(name)
                 continue
@@ -256,10 +258,12 @@ class Subscription:
     def _search(self, names: list[str], named: list[str], *, whole: bool) -> None:
         if len(named) == len(names):
             named = []
-        self.groups.extend([name] for name in named)
         rest = [name for name in names if name not in set(named)] if named else names
         half = len(rest) if named and whole else (len(rest) + 1) // 2
-        self.groups.extend(group for group in (rest[:half], rest[half:]) if group)
+        halves = [group for group in (rest[:half], rest[half:]) if group]
+        suspects = [[name] for name in named]
+        # Where a response holds everything, the others come first: a client that reconnects loses what is left out.
+        self.groups.extend(suspects + halves if self.whole is None else halves + suspects)
 
     def withhold(self, name: str) -> bool:
         """Nothing of this name is to be sent any longer, and nothing of it is outstanding. True if the client has

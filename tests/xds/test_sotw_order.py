@@ -18,7 +18,7 @@ def test_a_refused_cluster_stays_as_it_was_in_every_response():
     assert talk.nack(bad, "bad cluster a") == []
     talk.ack_all()
     (refused,) = talk.stream.events()
-    assert refused == Refused("", CDS, ("a",), ("a",), False, 13, "bad cluster a")
+    assert refused == Refused("", CDS, ("a",), ("a",), False, 13, "bad cluster a", cluster("a", 2).version)
     (response,) = talk.change(C)
     assert held(response) == {"a": A.version, "b": B.version, "c": C.version}
     talk.ack_all()
@@ -69,10 +69,13 @@ def test_a_response_that_repeats_an_unproven_change_is_not_blamed_on_its_own():
     assert talk.change(C) == []
     (second,) = talk.wait(0.2)
     assert names(second) == ["a", "b", "c"]
-    talk.nack(first, "b is bad")
+    assert talk.nack(first, "b is bad") == []
+    assert talk.wait(1) == [], "the second one's answer says more"
     (third,) = talk.nack(second, "b is bad")
-    assert names(third) == ["a", "c"]
-    talk.ack_all()
+    assert names(third) == ["a", "c"], "first all but what the message names"
+    (fourth,) = talk.ack(third)
+    assert names(fourth) == ["a", "b", "c"]
+    talk.nack(fourth, "b is bad")
     assert talk.stream.status()[CDS].refused == ("b",)
 
 
@@ -82,10 +85,10 @@ def test_one_nack_for_two_responses_blames_neither_unheard():
     talk.change(C)
     (second,) = talk.wait(0.2)
     (third,) = talk.nack(second, "b is bad")
-    assert names(third) == ["a", "c"]
+    assert names(third) == ["a", "c"], "first all but what the message names"
     (fourth,) = talk.ack(third)
     assert names(fourth) == ["a", "b", "c"]
-    talk.nack(fourth)
+    talk.nack(fourth, "b is bad")
     assert talk.stream.status()[CDS].refused == ("b",)
 
 
@@ -170,3 +173,13 @@ def test_limits_of_the_caller_hold_but_for_the_window():
     stream.receive(request(EDS, ["a", "b"]), 0.0)
     assert len(stream.outgoing(0.0)) == 1
     assert len(stream.outgoing(0.0)) == 0
+
+
+def test_a_nack_that_tells_which_of_two_responses_is_used_blames_the_other():
+    talk = envoy_like(A, EA, patience_seconds=0.1)
+    (first,) = talk.change(B)
+    talk.change(C)
+    (second,) = talk.wait(0.2)
+    talk.known[CDS].version = first.version_info
+    assert talk.nack(second, "c is bad") == []
+    assert talk.stream.status()[CDS].refused == ("c",)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,15 +26,25 @@ from control_plane.xds.table import ResourceTable
 from tests.support.envoy import Envoy
 from tests.support.processes import free_port
 
-ADS = config_source_pb2.ConfigSource(
+Source = config_source_pb2.ConfigSource
+ADS = Source(
     ads=config_source_pb2.AggregatedConfigSource(), resource_api_version="V3", initial_fetch_timeout={"seconds": 0}
 )
 
 
-def eds_cluster(name: str, *, timeout_ms: int = 1000, bad: bool = False) -> Resource:
+def separate_source(api_type: str) -> Source:
+    """A stream of its own for each subscription: GRPC (state of the world) or DELTA_GRPC."""
+    api = config_source_pb2.ApiConfigSource(
+        api_type=api_type, transport_api_version="V3", set_node_on_first_message_only=True
+    )
+    api.grpc_services.add().envoy_grpc.cluster_name = "@xds"
+    return Source(api_config_source=api, resource_api_version="V3", initial_fetch_timeout={"seconds": 0})
+
+
+def eds_cluster(name: str, *, timeout_ms: int = 1000, bad: bool = False, source: Source = ADS) -> Resource:
     message = cluster_pb2.Cluster(name=name, type=cluster_pb2.Cluster.EDS)
     message.connect_timeout.FromMilliseconds(timeout_ms)
-    message.eds_cluster_config.eds_config.CopyFrom(ADS)
+    message.eds_cluster_config.eds_config.CopyFrom(source)
     message.common_lb_config.healthy_panic_threshold.value = 0
     if bad:
         # Against the field's own rule, so that Envoy refuses the whole response unread.
@@ -67,7 +77,7 @@ end"""
     return pack("router", message, requires=frozenset({target}))
 
 
-def listener(port: int, *, discovered: bool = True) -> Resource:
+def listener(port: int, *, discovered: bool = True, source: Source = ADS) -> Resource:
     """`discovered`: with the router's filter, whose configuration comes by ECDS."""
     manager = hcm_pb2.HttpConnectionManager(stat_prefix="test")
     host = manager.route_config.virtual_hosts.add(name="all", domains=["*"])
@@ -78,7 +88,7 @@ def listener(port: int, *, discovered: bool = True) -> Resource:
     route.route.cluster_not_found_response_code = 1
     if discovered:
         found = manager.http_filters.add(name="router").config_discovery
-        found.config_source.CopyFrom(ADS)
+        found.config_source.CopyFrom(source)
         found.type_urls.append("type.googleapis.com/envoy.extensions.filters.http.lua.v3.Lua")
     last = manager.http_filters.add(name="envoy.filters.http.router")
     last.typed_config.Pack(router_pb2.Router())
@@ -205,6 +215,7 @@ async def plane_and_envoy(
     workers: int = 2,
     options: Mapping[str, int] | None = None,
     others: Iterable[Plane] = (),
+    edit_bootstrap: Callable[[str], str] = str,
 ) -> AsyncIterator[tuple[Plane, Envoy]]:
     """A control plane that serves these resources, with these gRPC options changed, and an Envoy that is ready and
     knows of the others too."""
@@ -213,7 +224,7 @@ async def plane_and_envoy(
     plane.change(*resources)
     admin = free_port()
     bootstrap = render_bootstrap([f"127.0.0.1:{each.port}" for each in (plane, *others)], admin=f"127.0.0.1:{admin}")
-    envoy = await asyncio.to_thread(Envoy, folder, bootstrap, admin, workers=workers)
+    envoy = await asyncio.to_thread(Envoy, folder, edit_bootstrap(bootstrap), admin, workers=workers)
     try:
         deadline = time.monotonic() + 20
         while (await asyncio.to_thread(envoy.admin, "/ready")).strip() != "LIVE":
