@@ -9,7 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import grpc
@@ -18,10 +18,12 @@ import pytest_asyncio
 from envoy.service.status.v3 import csds_pb2, csds_pb2_grpc
 from prometheus_client import CollectorRegistry
 
+from control_plane.envoy_files import render_bootstrap
 from control_plane.http import HttpServer
 from control_plane.inspection.inside import Inside
 from control_plane.inspection.loop import LoopGate
 from control_plane.inspection.pages import Pages
+from modelplane.planes import Plane, fetch
 from registry.etcd import EtcdClient, EtcdConfig
 from registry.keys import InstanceKey, Keyspace, PlaneKey, ReadyKey
 from registry.records import (
@@ -37,6 +39,7 @@ from registry.records import (
     encode_plane,
     encode_ready,
 )
+from tests.support.envoy import Envoy
 from tests.support.etcd import Etcd
 from tests.support.processes import ChildProcess, free_port
 from tests.support.stack import Stack
@@ -86,13 +89,11 @@ async def test_a_fleet_is_looked_into(stack: Stack) -> None:
     here = ("--etcd", stack.etcd.endpoint)
 
     async def settled() -> bool:
-        page = json.loads((await modelplane("get", "envoys", "-o", "json", *here)).stdout)
-        (plane,) = page["control_planes"]
+        plane = await fetch(Plane("plane-0", f"127.0.0.1:{stack.http_port}"), "/envoys", 10.0)
         (envoy,) = plane["envoys"]
         types = envoy["types"]
         assert set(types) == {"LDS", "CDS", "EDS", "ECDS"}
         assert (envoy["client"], envoy["view"], envoy["service"]) == ("envoy 1.40.0", "envoy", "ADS")
-        assert plane["replica"] == "plane-0"
         assert all(one["acked_revision"] == one["sent_revision"] > 0 for one in types.values())
         return bool(envoy["converged_revision"] == plane["revision"] and types["CDS"]["sent"] >= 4)
 
@@ -103,7 +104,12 @@ async def test_a_fleet_is_looked_into(stack: Stack) -> None:
     assert (config.node.id, config.node.user_agent_name) == ("modelplane-envoy", "envoy")
     assert len(config.generic_xds_configs) == 2 + 4 + 4 + 2
     assert {one.config_status for one in config.generic_xds_configs} == {csds_pb2.SYNCED}
-    table = await modelplane("get", "envoys", *here)
+    table, document = await asyncio.gather(
+        modelplane("get", "envoys", *here), modelplane("get", "envoys", "-o", "json", *here)
+    )
+    (told,) = json.loads(document.stdout)["control_planes"]
+    assert (told["replica"], told["http"]) == ("plane-0", f"127.0.0.1:{stack.http_port}")
+    assert [envoy["node"] for envoy in told["envoys"]] == ["modelplane-envoy"]
     assert (table.returncode, table.stderr) == (0, "")
     first, second = table.stdout.splitlines()
     assert first.split() == ["ENVOY", "CLIENT", "CONTROL", "PLANE", "SINCE", "STATE"]
@@ -151,6 +157,40 @@ async def test_a_fleet_is_looked_into(stack: Stack) -> None:
         "ECDS": 2,
     }
     assert {page["replica"] for page in everything.values()} == {"plane-0"}
+
+
+async def test_an_envoy_whose_ports_are_taken_is_told_of(stack: Stack, tmp_path: Path) -> None:
+    """Waits until a second Envoy, which can't listen where the first one does, has refused its listeners."""
+    admin = free_port()
+    bootstrap = render_bootstrap((f"127.0.0.1:{stack.xds_port}",), admin=f"127.0.0.1:{admin}", node_id="second")
+    envoy = Envoy(tmp_path, bootstrap, admin, name="second")
+    try:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{stack.xds_port}") as channel:
+            stub = csds_pb2_grpc.ClientStatusDiscoveryServiceStub(channel)
+            asked = csds_pb2.ClientStatusRequest(node_matchers=[{"node_id": {"exact": "second"}}])
+
+            async def refused() -> list[csds_pb2.ClientConfig.GenericXdsConfig]:
+                found = (await stub.FetchClientStatus(asked)).config
+                configs = [one for config in found for one in config.generic_xds_configs]
+                return [one for one in configs if one.config_status == csds_pb2.ERROR]
+
+            await eventually(lambda: both(refused), "both listeners to be refused")
+            for one in await refused():
+                assert "Address already in use" in one.error_state.details
+                assert one.error_state.version_info
+        done = await modelplane("get", "envoys", "--etcd", stack.etcd.endpoint)
+        states = {line.split()[0]: line for line in done.stdout.splitlines()[1:3]}
+        assert states["modelplane-envoy"].endswith("has everything")
+        assert "refused LDS 2" in states["second"]
+        assert re.search("^second: LDS grpc.*: .*Address already in use", done.stdout, re.M), done.stdout
+        nothing = await modelplane("get", "quarantine", "--etcd", stack.etcd.endpoint)
+        assert nothing.stdout == "Nothing is quarantined.\n", "the other Envoy has taken them"
+    finally:
+        envoy.close()
+
+
+async def both(refused: Callable[[], Awaitable[list[object]]]) -> bool:
+    return len(await refused()) == 2
 
 
 async def test_a_resource_that_an_envoy_refuses_is_told_of(tmp_path: Path, etcd: Etcd) -> None:
