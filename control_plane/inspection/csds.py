@@ -34,6 +34,8 @@ class ClientStatus:
     def __init__(self, inside: Inside, max_resources: int = MAX_RESOURCES) -> None:
         self._inside = inside
         self._max_resources = max_resources
+        # More at once would leave the event loop too little of the interpreter.
+        self._long = asyncio.Semaphore(2)
 
     def handlers(self) -> Sequence[grpc.GenericRpcHandler]:
         """What to hand to `grpc.aio.Server.add_generic_rpc_handlers`."""
@@ -88,7 +90,8 @@ class ClientStatus:
             # Each takes up to some milliseconds with 10,000 models.
             await asyncio.sleep(0)
         contents = not request.exclude_resource_contents
-        return await asyncio.to_thread(response, list(clients.values()), contents=contents)
+        async with self._long:
+            return await asyncio.to_thread(response, list(clients.values()), contents=contents)
 
 
 class _Tables:

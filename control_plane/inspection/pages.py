@@ -7,6 +7,7 @@ streams, or a copy of one type's references), whatever the page's length.
 from __future__ import annotations
 
 import difflib
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -23,7 +24,12 @@ from control_plane.xds.events import SHORT_TYPES, StreamStatus
 BATCH = 32
 """Streams that are read in one go; each takes some 50 µs."""
 
-_GUESSED_FROM = 20_000
+LONG_PAGES = 2
+"""Pages of many resources that are made at once; more would leave the event loop too little of the interpreter."""
+
+_GUESSED_AMONG = 20_000
+"""Names; to look for close ones takes 1 s among these."""
+
 _FALSE = frozenset({"0", "false", "no"})
 
 
@@ -54,6 +60,7 @@ class Pages:
         self._inside = inside
         self._ask = ask
         self._clock = clock
+        self._long = threading.Semaphore(LONG_PAGES)
 
     def get(self, path: str, query: Mapping[str, str]) -> Answer | None:
         """The page at `path`, which starts with a slash and has its escapes undone; None if it is not one of these."""
@@ -148,8 +155,13 @@ class Pages:
             entry.resource for entry in entries.values() if model is None or entry.resource.model == model
         ]
         found.sort(key=lambda one: one.name)
-        documents = (render.resource(one, contents=contents) for one in found)
+        documents = self._documents(found, contents=contents)
         return render.listing({**head, "revision": revision, "count": len(found)}, "resources", documents)
+
+    def _documents(self, resources: Iterable[Resource], *, contents: bool) -> Iterator[render.Document]:
+        with self._long:
+            for one in resources:
+                yield render.resource(one, contents=contents)
 
     def _one(self, head: Mapping[str, Any], type_url: str, name: str) -> Iterable[bytes]:
         table, key = self._inside.tables[head["view"]], (type_url, name)
@@ -168,6 +180,6 @@ class Pages:
 
     def _unknown(self, head: Mapping[str, Any], type_url: str, name: str) -> str:
         _, entries = self._read(head["view"], type_url)
-        close = difflib.get_close_matches(name, entries, n=3) if len(entries) <= _GUESSED_FROM else []
+        close = difflib.get_close_matches(name, entries, n=3) if len(entries) <= _GUESSED_AMONG else []
         hint = f"; close to it: {', '.join(close)}" if close else ""
         return f"no {head['type']} resource {name!r} among {len(entries)}{hint}"

@@ -16,7 +16,8 @@ def kept(node: Any) -> base_pb2.Node:
     copy.CopyFrom(node)
     for name in ("extensions", "client_features", "listening_addresses"):
         copy.ClearField(name)
-    return copy
+    # What is cleared stays in the message's memory; a message that is parsed anew never had it.
+    return base_pb2.Node.FromString(copy.SerializeToString())
 
 
 def user_agent(node: base_pb2.Node) -> str:

@@ -21,6 +21,7 @@ from control_plane.xds.events import StreamStatus, TypeStatus
 from control_plane.xds.quarantine import Blame
 from control_plane.xds.server import XdsServer
 from control_plane.xds.table import ResourceTable
+from control_plane.xds.view import View
 
 
 def cluster(name: str, model: str = "") -> Resource:
@@ -80,6 +81,16 @@ def test_one_resource_whose_name_holds_slashes(table: ResourceTable) -> None:
 def test_the_types(table: ResourceTable) -> None:
     _, page = get(table, "/resources")
     assert {row["type"]: row["count"] for row in page["types"]} == {"LDS": 0, "RDS": 0, "CDS": 3, "EDS": 0, "ECDS": 0}
+
+
+def test_the_other_view(table: ResourceTable) -> None:
+    other = ResourceTable()
+    other.update([cluster("lazy")], [], 9)
+    pages_ = Pages(Inside("p", "0", XdsServer(table, grpc_view=View("grpc", other))), lambda read: read())
+    answer = pages_.get("/resources/CDS", {"view": "grpc", "contents": "no"})
+    assert answer is not None
+    page = json.loads(b"".join(answer.chunks))
+    assert (page["view"], page["revision"], [one["name"] for one in page["resources"]]) == ("grpc", 9, ["lazy"])
 
 
 def test_what_is_quarantined(table: ResourceTable) -> None:

@@ -118,7 +118,7 @@ async def test_a_fleet_is_looked_into(stack: Stack) -> None:
 
     names, one, unknown, described, no_model = await asyncio.gather(
         modelplane("xds", "dump", "clusters", "-o", "names", *here),
-        modelplane("xds", "dump", "eds", "digits@2", "--control-plane", f"127.0.0.1:{stack.http_port}"),
+        modelplane("xds", "dump", "eds", "@rest/digits@2", "--control-plane", f"127.0.0.1:{stack.http_port}"),
         modelplane("xds", "dump", "EDS", "digits@1", *here),
         modelplane("describe", "model", "digits", *here),
         modelplane("describe", "model", "digit", *here),
@@ -126,7 +126,7 @@ async def test_a_fleet_is_looked_into(stack: Stack) -> None:
     assert names.stdout.split() == ["@rest/digits", "@rest/digits@2", "digits", "digits@2"]
     resource = json.loads(one.stdout)["resource"]
     address = resource["endpoints"][0]["lb_endpoints"][0]["endpoint"]["address"]["socket_address"]
-    assert address == {"address": "127.0.0.1", "port_value": 21000}
+    assert address == {"address": "127.0.0.1", "port_value": 22000}
     assert unknown.returncode == 1
     assert unknown.stderr.startswith(
         "modelplane xds: error: plane-0: no EDS resource 'digits@1' among 4; close to it: "

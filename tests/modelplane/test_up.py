@@ -117,6 +117,12 @@ async def test_one_command_shows_a_prediction_and_ctrl_c_leaves_nothing(state: P
         assert status.returncode == 0, status.stderr
         assert re.search(r"^digits +2 +yes +ready on tfs-0, tfs-1$", status.stdout, re.MULTILINE), status.stdout
 
+        envoys = modelplane("get", "envoys", "--state", str(state))
+        assert envoys.returncode == 0, envoys.stderr
+        assert re.search(r"^local +envoy 1\.40\.0 +local .* has everything$", envoys.stdout, re.MULTILINE), (
+            envoys.stdout
+        )
+
         second = modelplane("up", f"--state={state}", *ANY_PORTS)
         assert second.returncode == 1
         assert f"{state} is in use by another `modelplane up` (pid {stack.pid})" in second.stderr
