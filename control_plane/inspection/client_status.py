@@ -18,7 +18,7 @@ from envoy.service.status.v3 import csds_pb2
 from google.protobuf import any_pb2
 
 from control_plane.resources.resource import Resource
-from control_plane.resources.wire import bytes_field
+from control_plane.resources.wire import bytes_field, varint
 from control_plane.xds.holdings import Holdings, Stage
 from control_plane.xds.quarantine import Key, Quarantined
 from control_plane.xds.table import Entry, ResourceTable
@@ -27,6 +27,7 @@ from control_plane.xds.table import Entry, ResourceTable
 _CONFIG = 1
 _NODE, _GENERIC_XDS_CONFIGS = 1, 3
 _XDS_CONFIG = 4
+_LENGTH_DELIMITED = 2
 
 _CLIENT = config_dump_shared_pb2.ClientResourceStatus
 _STATUS = {
@@ -79,19 +80,22 @@ class Client:
 
 def response(clients: Iterable[Iterable[Client]], *, contents: bool) -> bytes:
     """A serialised ClientStatusResponse; what stands together is told as one client with several streams."""
-    return b"".join(bytes_field(_CONFIG, _config(streams, contents=contents)) for streams in clients)
-
-
-def _config(streams: Iterable[Client], *, contents: bool) -> bytes:
     parts: list[bytes] = []
-    for client in streams:
-        if not parts:
-            parts.append(bytes_field(_NODE, client.node.SerializeToString()))
+    for streams in clients:
+        config = list(_config(streams, contents=contents))
+        # The field's head by hand, for put together once more the whole would be copied once more.
+        parts += (varint(_CONFIG << 3 | _LENGTH_DELIMITED), varint(sum(map(len, config))), *config)
+    return b"".join(parts)
+
+
+def _config(streams: Iterable[Client], *, contents: bool) -> Iterator[bytes]:
+    for at, client in enumerate(streams):
+        if not at:
+            yield bytes_field(_NODE, client.node.SerializeToString())
         for number, one in enumerate(_configs(client, contents=contents)):
-            parts.append(bytes_field(_GENERIC_XDS_CONFIGS, one))
+            yield bytes_field(_GENERIC_XDS_CONFIGS, one)
             if number % _PAUSE_EVERY == 0:
                 time.sleep(0)  # lets the event loop have the interpreter
-    return b"".join(parts)
 
 
 def _configs(client: Client, *, contents: bool) -> Iterator[bytes]:
