@@ -58,6 +58,7 @@ class Sender:
     def outgoing(self, now: float) -> list[bytes]:
         """Everything that may go out now."""
         responses: list[bytes] = []
+        unseen = False
         by_rank = sorted(self._subscriptions.values(), key=lambda each: _RANK.get(each.type_url, _LAST))
         for subscription in by_rank:
             while self._window_open(subscription, now):
@@ -65,7 +66,10 @@ class Sender:
                 if response is None:
                     break
                 responses.append(response)
-        self._order.released = False
+            else:
+                # With a full window removals were not looked at, so what released them still counts.
+                unseen |= subscription.type_url == CLUSTER
+        self._order.released &= unseen
         if self._late:
             self._held_too_long(CLUSTER, tuple(self._late), ())
             self._late.clear()

@@ -9,7 +9,7 @@ branch names its rule in Envoy's "xDS REST and gRPC protocol" (`docs/root/api-do
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from control_plane.resources.resource import (
@@ -305,7 +305,8 @@ class Stream(ABC):
         if subscription is not None and flight is not None:
             names = flight.names
             named = names_in(error.message, names) if len(names) > 1 else ()
-            searching = subscription.nacked(flight, now, named, self._withheld(type_url, names))
+            taken = self._taken(names) if type_url == CLUSTER else ()
+            searching = subscription.nacked(flight, now, named, self._withheld(type_url, names), taken)
             if len(names) == 1 and not searching:
                 subscription.explain(next(iter(names)), error.message)
             if type_url == CLUSTER and not searching:
@@ -322,6 +323,12 @@ class Stream(ABC):
         self._events.append(
             Refused(self.node, type_url, tuple(names), models, searching, error.code, error.message, version)
         )
+
+    def _taken(self, names: Iterable[str]) -> Collection[str]:
+        """The clusters among these whose endpoints the client has asked for, as Envoy does of the good ones in a
+        response that it refuses."""
+        endpoints = self._subscriptions.get(CLUSTER_LOAD_ASSIGNMENT)
+        return () if endpoints is None else {name for name in names if name in endpoints.names}
 
     def _withheld(self, type_url: str, names: Iterable[str]) -> dict[str, str]:
         if not self._table.quarantined:

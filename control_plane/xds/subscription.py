@@ -8,7 +8,7 @@ number of changes to one name while the client is slow merge into one Item, of w
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -213,7 +213,12 @@ class Subscription:
             self._drop_if_settled(name, item)
 
     def nacked(
-        self, flight: Flight, now: float, named: Collection[str] = (), withheld: Mapping[str, str] | None = None
+        self,
+        flight: Flight,
+        now: float,
+        named: Collection[str] = (),
+        withheld: Mapping[str, str] | None = None,
+        taken: Container[str] = (),
     ) -> bool:
         """The client has refused the response. Which of its names is to blame only a response of one name can tell,
         so what was in a larger one is queued again; True then. `named`, those that the client's message contains, go
@@ -221,11 +226,14 @@ class Subscription:
         ends: each is smaller than what was refused.
 
         A single name stays outstanding, refused, until a newer version is ACKed. `withheld`: names that are
-        quarantined, with the version that was refused; nothing of theirs is outstanding.
+        quarantined, with the version that was refused; nothing of theirs is outstanding. `taken`: names of which the
+        client shows that it has taken them, in spite of its refusal.
         """
         self.nacked_revision = flight.revision
         if self.whole is not None:
-            self.whole.refused(flight.names, flight.sequence)
+            # What a client that reconnects asked for before it was sent proves nothing.
+            believed = len(flight.names) > 1 and not self.whole.unknown
+            self.whole.refused(flight.names, flight.sequence, taken if believed else ())
         again: list[str] = []
         for name, (resource, since) in flight.names.items():
             item = self.items[name]

@@ -7,7 +7,7 @@ follows the number of resources, which are shared.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from hashlib import blake2b
 
 from control_plane.resources.resource import Resource
@@ -67,11 +67,12 @@ class WholeState:
             if len(history) == 1:
                 del self._unproven[name]
 
-    def refused(self, names: Iterable[str], sequence: int) -> None:
-        """The client has refused what was said of these up to that response: they go back to what it ACKed last."""
+    def refused(self, names: Iterable[str], sequence: int, taken: Container[str] = ()) -> None:
+        """The client has refused what was said of these up to that response: they go back to what it ACKed last. But
+        a new one that it has `taken` all the same would be removed by that, and something may name it already."""
         for name in names:
             history = self._unproven.get(name)
-            if history is None:
+            if history is None or (history[0][1] is None and name in taken):
                 continue
             history[1:] = [entry for entry in history[1:] if entry[0] > sequence]
             self._set(name, history[-1][1])
