@@ -101,7 +101,11 @@ class HttpServer:
         path = environ.get("PATH_INFO", "").encode("latin-1", "replace").decode("utf-8", "replace")
         if path == "/metrics":
             return self._metrics(environ, start_response)
-        answer = self._answer(path, environ.get("QUERY_STRING", ""))
+        try:
+            answer = self._answer(path, environ.get("QUERY_STRING", ""))
+        except Exception:
+            log.exception("HTTP page %s can't be made", path)
+            answer = text(HTTPStatus.INTERNAL_SERVER_ERROR, "this page can't be made; the control plane's log says why")
         start_response(f"{answer.status.value} {answer.status.phrase}", [("Content-Type", answer.content_type)])
         return _told(path, answer.chunks)
 

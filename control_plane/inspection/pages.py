@@ -63,10 +63,11 @@ class Pages:
         self._long = threading.Semaphore(LONG_PAGES)
 
     def get(self, path: str, query: Mapping[str, str]) -> Answer | None:
-        """The page at `path`, which starts with a slash and has its escapes undone; None if it is not one of these."""
-        _, page, *rest = path.split("/", 3)
+        """The page at `path`, which has its escapes undone; None if it is not one of these."""
+        root, _, path = path.partition("/")
+        page, *rest = path.split("/", 2)
         make = {"envoys": self._envoys, "quarantine": self._quarantine, "resources": self._resources}.get(page)
-        if make is None or (page != "resources" and any(rest)):
+        if root or make is None or (page != "resources" and any(rest)):
             return None
         try:
             return Answer(HTTPStatus.OK, "application/json", make(query, *rest))

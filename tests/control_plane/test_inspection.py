@@ -5,11 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+import urllib.error
+import urllib.request
 from typing import Any
 
 import pytest
 from envoy.config.cluster.v3 import cluster_pb2
+from prometheus_client import CollectorRegistry
 
+from control_plane.http import HttpServer
 from control_plane.inspection import render
 from control_plane.inspection.inside import Inside
 from control_plane.inspection.loop import LoopBusyError, LoopGate
@@ -22,6 +26,7 @@ from control_plane.xds.quarantine import Blame
 from control_plane.xds.server import XdsServer
 from control_plane.xds.table import ResourceTable
 from control_plane.xds.view import View
+from tests.support.processes import free_port
 
 
 def cluster(name: str, model: str = "") -> Resource:
@@ -143,7 +148,7 @@ def test_what_is_not_there_says_what_is(table: ResourceTable, path: str, query: 
     assert get(table, path, **query) == (404, message)
 
 
-@pytest.mark.parametrize("path", ["/", "/envoy", "/envoys/x", "/quarantine/x", "//envoys"])
+@pytest.mark.parametrize("path", ["", "/", "x", "x/envoys", "/envoy", "/envoys/x", "/quarantine/x", "//envoys"])
 def test_other_paths_are_not_ours(table: ResourceTable, path: str) -> None:
     assert pages(table).get(path, {}) is None
 
@@ -243,3 +248,37 @@ def test_a_busy_loop_is_503(table: ResourceTable) -> None:
     answer = Pages(Inside("p", "0", XdsServer(table)), busy).get("/envoys", {})
     assert answer is not None
     assert (answer.status.value, b"".join(answer.chunks)) == (503, b"this control plane is too busy: asleep\n")
+
+
+def read(server: HttpServer, path: str) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{server.port}{path}", timeout=10) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+async def test_over_http(table: ResourceTable, caplog: pytest.LogCaptureFixture) -> None:
+    class Broken(Pages):
+        def _quarantine(self, query: object) -> Any:
+            raise ZeroDivisionError
+
+        def _types(self, view: str) -> Any:
+            yield b"{"
+            raise ZeroDivisionError
+
+    made = Broken(Inside("plane-0", "0", XdsServer(table)), LoopGate())
+    with HttpServer("127.0.0.1", free_port(), CollectorRegistry(), lambda: "", made) as server:
+        status, body = await asyncio.to_thread(read, server, "/resources/CDS/%40rest%2Fa?view=envoy")
+        assert (status, json.loads(body)["name"]) == (200, "@rest/a")
+        status, body = await asyncio.to_thread(read, server, "/resources/EDS/mod%C3%A8le")
+        assert (status, body) == (404, "no EDS resource 'modèle' among 0\n")
+        status, body = await asyncio.to_thread(read, server, "/nothing")
+        assert (status, body) == (404, f"this port has /healthz, /readyz, /metrics, {Pages.PATHS}\n")
+        status, body = await asyncio.to_thread(read, server, "/quarantine")
+        assert (status, body) == (500, "this page can't be made; the control plane's log says why\n")
+        assert await asyncio.to_thread(read, server, "/resources") == (200, "{"), "cut short, so no JSON"
+    assert [record.getMessage() for record in caplog.records] == [
+        "HTTP page /quarantine can't be made",
+        "HTTP page /resources can't be made",
+    ]
