@@ -162,7 +162,9 @@ class Stream(ABC):
     def converged_revision(self, now: float) -> int:
         """The newest registry revision whose consequences the client has acknowledged; 0 while that can't be known."""
         self._settle(now)
-        return self._table.converged(self._outstanding.lowest()) if self._order.settled else 0
+        if not self._order.settled or self._is_away_from_clusters():
+            return 0
+        return self._table.converged(self._outstanding.lowest())
 
     def subscribes(self, type_url: str, names: Iterable[str]) -> bool:
         """Whether the client has subscribed to any of these names by name."""
@@ -351,6 +353,15 @@ class Stream(ABC):
         to be sent again. Only if it doesn't come does it warm a changed cluster, which needs EDS again, changed or not.
         """
         self._clusters_expected_by = now + self._limits.suspect_seconds
+
+    def _is_away_from_clusters(self) -> bool:
+        """Whether it is such an Envoy that hasn't come back to CDS yet: it may lack any cluster, however long it takes.
+        A client that asks for EDS of clusters that are not ours isn't."""
+        endpoints = self._subscriptions.get(CLUSTER_LOAD_ASSIGNMENT)
+        if endpoints is None or CLUSTER in self._subscriptions or self._only_type is not None:
+            return False
+        clusters = self._table.entries(CLUSTER)
+        return any(name in clusters for name in endpoints.names)
 
     def _end_warming(self, now: float) -> None:
         if self._clusters_expected_by is None:

@@ -159,10 +159,26 @@ def test_a_reconnect_while_a_changed_cluster_warms_gets_its_endpoints_again():
     assert talk.converged == talk.revision
 
 
+def test_nothing_is_claimed_of_an_envoy_that_has_not_come_back_to_its_clusters():
+    """It warms one for longer than the time in which others have said all that they hold; it lacks what came since."""
+    talk = Talk.about(A, EA, B, EB)
+    talk.ask(EDS, ["a"], claimed=versions(EA))
+    talk.ask(LDS)
+    talk.wait(60.0)
+    talk.ack_all()
+    assert talk.converged == 0
+    talk.ask(CDS, claimed=versions(A))
+    talk.ask(EDS, ["b"])
+    assert talk.converged < talk.revision
+    talk.ack_all()
+    assert talk.converged == talk.revision
+
+
 def test_a_reconnect_for_endpoints_of_clusters_that_are_not_ours_is_sent_nothing():
     talk = Talk.about(EA)
     assert talk.ask(EDS, ["a"], claimed=versions(EA)) == []
     assert talk.wait(30.0) == []
+    assert talk.converged == talk.revision
 
 
 def test_a_reconnect_while_a_new_cluster_warms_gets_what_it_lacks_and_nothing_else():
