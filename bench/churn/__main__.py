@@ -30,6 +30,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--models", type=int, default=3000, metavar="N")
     flags.add_argument("--rate", type=float, default=300.0, metavar="PER_SECOND", help="models changed per second")
     flags.add_argument("--replicas", type=int, default=3, metavar="N", help="control planes")
+    flags.add_argument("--instances", type=int, default=6, metavar="N")
     flags.add_argument("--connections", type=int, default=4, metavar="N", help="clients' connections to Envoy")
     flags.add_argument("--kill", action="store_true", help="kill -9 every control plane in turn, then all at once")
     flags.add_argument("--pause", type=float, default=1.0, metavar="SECONDS", help="between kill and return, and back")
@@ -87,7 +88,9 @@ def _streams(fleet: Fleet) -> tuple[list[list[str]], int]:
 async def _run(args: argparse.Namespace, folder: Path) -> int:
     flags: tuple[str, ...] = ("--on-demand-clusters",) if args.on_demand_clusters else ()
     bootstrap: dict[str, Any] = {"on_demand_clusters": args.on_demand_clusters}
-    async with Fleet(folder, replicas=args.replicas, flags=flags, bootstrap=bootstrap) as fleet:
+    async with Fleet(
+        folder, replicas=args.replicas, instances=args.instances, flags=flags, bootstrap=bootstrap
+    ) as fleet:
         await fleet.start_envoy()
         rows, wrong = await _churn(fleet, args)
         streams, again = _streams(fleet)

@@ -27,21 +27,25 @@ def name(number: int) -> str:
 
 @dataclass
 class Course:
-    """Where the churn is. `served`: models that every Envoy has acknowledged, and when that was known; `removed`: when
-    the removal of a model began."""
+    """Where the churn is: `done` of the models in `order`. `served`: models that every Envoy has acknowledged, and when
+    that was known; `removed`: when the removal of a model began."""
 
     total: int
     done: int = 0
+    order: list[str] = field(default_factory=list)
     served: dict[str, float] = field(default_factory=dict)
     removed: dict[str, float] = field(default_factory=dict)
     chance: random.Random = field(default_factory=lambda: random.Random(1))
 
+    def __post_init__(self) -> None:
+        self.order = [name(number) for number in range(self.total)]
+
     def choose(self) -> str:
         """The model of the next probe."""
         if self.chance.random() < 0.5:
-            return name(self.chance.randrange(self.total))
+            return self.chance.choice(self.order)
         low = max(0, self.done - _FRONTIER)
-        return name(self.chance.randrange(low, min(self.total, self.done + _FRONTIER // 2)))
+        return self.order[self.chance.randrange(low, min(self.total, self.done + _FRONTIER // 2))]
 
 
 async def _paced(count: int, rate: float, step: Callable[[int], Awaitable[None]], course: Course) -> None:
@@ -79,36 +83,35 @@ async def converge(fleet: Fleet, course: Course, writers: Sequence[Writer]) -> f
 
 
 async def move(fleet: Fleet, course: Course, rate: float) -> float:
-    """Move every model from its instance to the next one, as monitors would: registered there, draining here, and
-    unloaded once every Envoy has acknowledged that; seconds from the last write until all were unloaded."""
+    """Move every model from its instance to the next one, instance by instance, as monitors would: registered there,
+    and when all of an instance's are, drained here, unloaded once no Envoy has any of them in flight, and deregistered;
+    seconds from the last registration until all were unloaded."""
     writers = fleet.writers
-    finishing: list[asyncio.Task[None]] = []
-    moved: list[tuple[Writer, str]] = []
+    homes = [range(place, course.total, len(writers)) for place in range(len(writers))]
+    course.order = [name(number) for home in homes for number in home]
+    places = [place for place, home in enumerate(homes) for _ in home]
     course.done = 0
+    draining: list[asyncio.Task[None]] = []
 
-    async def finish(batch: list[tuple[Writer, str]]) -> None:
-        for writer in {writer for writer, _ in batch}:
-            servables = [(model, 1) for owner, model in batch if owner is writer]
-            await fleet.convergence.until(await writer.flush(), drained=writer.name)
-            await writer.drop(*servables)
-            writer.gone(*servables)
+    async def drain(place: int) -> None:
+        servables = [(name(number), 1) for number in homes[place]]
+        await writers[(place + 1) % len(writers)].flush()
+        writers[place].draining(*servables)
+        await fleet.convergence.until(await writers[place].flush(), drained=writers[place].name)
+        await writers[place].drop(*servables)
+        writers[place].gone(*servables)
 
     async def step(number: int) -> None:
-        old, new = writers[number % len(writers)], writers[(number + 1) % len(writers)]
-        servable = name(number), 1
+        place, new = places[number], writers[(places[number] + 1) % len(writers)]
+        servable = course.order[number], 1
         await new.hold(servable)
         new.ready(servable)
-        await new.flush()
-        old.draining(servable)
-        moved.append((old, name(number)))
-        if len(moved) >= max(1, int(rate / 5)):
-            finishing.append(asyncio.create_task(finish(moved.copy())))
-            moved.clear()
+        if number + 1 == course.total or places[number + 1] != place:
+            draining.append(asyncio.create_task(drain(place)))
 
     await _paced(course.total, rate, step, course)
     last = time.monotonic()
-    finishing.append(asyncio.create_task(finish(moved.copy())) if moved else asyncio.create_task(asyncio.sleep(0)))
-    await asyncio.gather(*finishing)
+    await asyncio.gather(*draining)
     await converge(fleet, course, writers)
     return time.monotonic() - last
 
@@ -117,8 +120,10 @@ async def remove(fleet: Fleet, course: Course, rate: float, count: int) -> float
     """Remove the first `count` models from the fleet, as monitors would; seconds until every Envoy had forgotten."""
     course.done = 0
 
+    course.order.sort()
+
     async def step(number: int) -> None:
-        model = name(number)
+        model = course.order[number]
         course.removed[model] = time.monotonic()
         # Where it is: a move may have come before.
         for writer in fleet.writers:
