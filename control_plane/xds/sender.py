@@ -97,10 +97,16 @@ class Sender:
     def _window(self, subscription: Subscription) -> tuple[int, float]:
         if subscription.type_url == CLUSTER_LOAD_ASSIGNMENT:
             return self._limits.endpoint_window, self._limits.endpoint_patience_seconds
+        if subscription.type_url == CLUSTER and self._warming_at_client(subscription) > self._limits.warming_clusters:
+            return 0, self._limits.endpoint_patience_seconds
         if subscription.whole is not None and (subscription.doubted or subscription.groups):
             # A further one would only repeat what is in doubt.
             return self._limits.window, self._limits.endpoint_patience_seconds
         return self._limits.window, self._limits.patience_seconds
+
+    def _warming_at_client(self, clusters: Subscription) -> int:
+        # What is due is warming too, as far as the order is concerned.
+        return len(self._order.warming) - len(clusters.puts)
 
     def _window_open(self, subscription: Subscription, now: float) -> bool:
         size, patience = self._window(subscription)
@@ -185,7 +191,11 @@ class Sender:
             if puts and size > most:
                 return puts, removals
             puts.append(resource)
-            if subscription.type_url not in _PAIR and subscription.whole is None:
+            if subscription.whole is not None:
+                continue
+            if subscription.type_url == CLUSTER and self._order.settled and len(puts) >= self._limits.warming_clusters:
+                return puts, removals
+            if subscription.type_url not in _PAIR:
                 # Few and far between, so one at a time: then a NACK says which.
                 return puts, removals
         for name in self._removals(subscription, now):

@@ -250,6 +250,30 @@ def test_endpoints_sent_before_the_cluster_changed_again_do_not_count():
     assert policy.type_url == ECDS
 
 
+def test_clusters_wait_for_a_client_that_warms_very_many():
+    talk = envoy_like(cluster("a"), endpoints("a", 1), window=1, warming_clusters=2)
+    for name in ("b", "c", "d"):
+        (response,) = talk.change(cluster(name), endpoints(name, 1)) or talk.wait(0.1)
+        assert (response.type_url, names(response)) == (CDS, [name])
+    assert talk.change(cluster("e"), endpoints("e", 1)) == []
+    assert talk.wait(0.2) == [], "three warm, and not even their EDS was asked for"
+    (assignments,) = talk.ask(EDS, ["b", "c", "d"])
+    assert assignments.type_url == EDS
+    (response,) = talk.ack(assignments)
+    assert (response.type_url, names(response)) == (CDS, ["e"])
+
+
+def test_clusters_do_not_wait_for_ever_for_a_client_that_warms_very_many():
+    talk = envoy_like(cluster("a"), endpoints("a", 1), window=1, warming_clusters=1)
+    talk.change(cluster("b"), endpoints("b", 1), cluster("c"), endpoints("c", 1))
+    assert names(talk.sent[-1]) == ["b"]
+    talk.wait(0.1)
+    assert names(talk.sent[-1]) == ["c"]
+    assert talk.change(cluster("d"), endpoints("d", 1)) == []
+    (response,) = talk.wait(5.0)
+    assert names(response) == ["d"]
+
+
 def test_a_router_waits_for_a_client_that_has_not_asked_for_its_clusters_yet():
     """envoy#36951: one that reconnects while a cluster warms asks for EDS and ECDS, and for CDS only after that."""
     talk = Talk.about(cluster("old"), endpoints("old", 1), cluster("new"), endpoints("new", 1), router("new"))
