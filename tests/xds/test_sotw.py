@@ -200,7 +200,7 @@ def test_unknown_clusters_and_listeners_are_answered_by_leaving_them_out():
 
 
 def test_unknown_endpoints_are_answered_by_an_empty_assignment_and_sent_when_they_come():
-    talk = SotwTalk.about(A)
+    talk = SotwTalk.about(B)
     (response,) = talk.ask(EDS, ["a"])
     assert held(response) == {"a": no_endpoints("a").version}
     talk.ack_all()
