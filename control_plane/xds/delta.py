@@ -10,7 +10,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from control_plane.resources.resource import CLUSTER, CLUSTER_LOAD_ASSIGNMENT, Resource
-from control_plane.xds.stream import PAIR, ROOTS, Stream
+from control_plane.xds.gates import PAIR
+from control_plane.xds.stream import ROOTS, Stream
 from control_plane.xds.subscription import WILDCARD, Flight, Subscription
 from control_plane.xds.wire import delta_response
 

@@ -16,11 +16,11 @@ from control_plane.resources.resource import (
     CLUSTER,
     CLUSTER_LOAD_ASSIGNMENT,
     LISTENER,
-    ROUTE_CONFIGURATION,
     Resource,
 )
 from control_plane.xds.blame import names_in
 from control_plane.xds.events import Acquitted, HeldTooLong, Refused, StreamEvent, TypeStatus
+from control_plane.xds.gates import PAIR, Gates
 from control_plane.xds.holdings import Holdings, holdings, type_status
 from control_plane.xds.limits import Limits
 from control_plane.xds.names import Names
@@ -32,11 +32,6 @@ from control_plane.xds.table import BEGINNING, Change, Moment, ResourceTable, Ta
 
 ROOTS = frozenset({LISTENER, CLUSTER})
 """The types of which a client may want all that there is."""
-
-PAIR = frozenset({CLUSTER, CLUSTER_LOAD_ASSIGNMENT})
-"""The types that wait for nothing."""
-
-_AFTER_EVERYTHING = frozenset({LISTENER, ROUTE_CONFIGURATION})
 
 
 class ProtocolError(ValueError):
@@ -62,7 +57,7 @@ class Stream(ABC):
         self._order = Order()
         self._subscriptions: dict[str, Subscription] = {}
         self._events: list[StreamEvent] = []
-        self._suspects: list[tuple[float, set[str]]] = []
+        self._gates = Gates(table, self._subscriptions, self._order, self._limits, only_type)
         self._clusters_expected_by: float | None = None
         self._sender = Sender(
             table, self._subscriptions, self._order, self._limits, self._look, self._frame, self._held_too_long
@@ -77,7 +72,7 @@ class Stream(ABC):
             self.node, self.node_cluster = self.node or request.node.id, self.node_cluster or request.node.cluster
         type_url = self._type_of(request)
         self._take(type_url, request, now)
-        self._let_wait(now)
+        self._gates.let_wait(now, self._sender.sequence)
 
     def asks_for(self, request: Any) -> tuple[str, Sequence[str]]:
         """The type and the names that `receive` would subscribe to; WILDCARD stands for all. Raises ProtocolError."""
@@ -122,7 +117,7 @@ class Stream(ABC):
                 self._changed(subscription, one, change.moment, now)
                 concerned = True
         if concerned:
-            self._let_wait(now)
+            self._gates.let_wait(now, self._sender.sequence)
         return concerned
 
     def _changed(self, subscription: Subscription, change: Change, moment: Moment, now: float) -> None:
@@ -137,21 +132,18 @@ class Stream(ABC):
     def outgoing(self, now: float) -> list[bytes]:
         """The serialised responses that are to be written now, in this order."""
         self._settle(now)
-        self._give_up_suspects(now)
+        self._gates.give_up(now)
         self._end_warming(now)
-        self._let_wait(now)
+        self._gates.let_wait(now, self._sender.sequence)
         return self._sender.outgoing(now)
 
     def next_deadline(self) -> float | None:
         """When `outgoing` is to be called again if nothing else happens; None: no need."""
-        times = [time for time, _ in self._suspects[:1]]
+        times = [time for time in (self._gates.next_deadline(), self._sender.next_deadline()) if time is not None]
         if self._clusters_expected_by is not None:
             times.append(self._clusters_expected_by)
         if not self._order.settled:
             times.append(self._settle_until)
-        sender = self._sender.next_deadline()
-        if sender is not None:
-            times.append(sender)
         return min(times, default=None)
 
     def events(self) -> list[StreamEvent]:
@@ -312,8 +304,7 @@ class Stream(ABC):
             if len(names) == 1 and not searching:
                 subscription.explain(next(iter(names)), error.message)
             if type_url == CLUSTER and not searching:
-                warming = names.keys() & self._order.warming.keys()
-                self._suspects.append((now + self._limits.suspect_seconds, warming))
+                self._gates.suspect(names, now)
         self._report(type_url, names, error, searching=searching)
 
     def _report(
@@ -337,15 +328,6 @@ class Stream(ABC):
             return {}
         records = {name: self._table.withheld(type_url, name) for name in names}
         return {name: record.version for name, record in records.items() if record is not None}
-
-    def _give_up_suspects(self, now: float) -> None:
-        """Envoy asks at once for the EDS of a cluster that it takes. What was refused, and it has not asked for in a
-        while, it does not have: nothing is to wait for that."""
-        endpoints = self._subscriptions.get(CLUSTER_LOAD_ASSIGNMENT)
-        while self._suspects and self._suspects[0][0] <= now:
-            for name in self._suspects.pop(0)[1]:
-                if endpoints is None or not endpoints.tracks(name):
-                    self._order.cluster_gone(name)
 
     def _expect_clusters(self, now: float) -> None:
         """envoy#36951: an Envoy that reconnects while a cluster warms asks for EDS first, and for CDS once no cluster
@@ -436,41 +418,6 @@ class Stream(ABC):
         elif subscription.type_url != CLUSTER_LOAD_ASSIGNMENT:
             self._order.waiting.pop((subscription.type_url, name), None)
         self._order.released = True
-
-    def _let_wait(self, now: float) -> None:
-        """Settle for each resource that can name clusters which of them it has to wait for."""
-        for key in self._order.outdated():
-            current = self._table.get(*key)
-            if current is None or current.version != self._order.waiting[key].resource.version:
-                del self._order.waiting[key]
-        clusters = self._subscriptions.get(CLUSTER)
-        endpoints = self._subscriptions.get(CLUSTER_LOAD_ASSIGNMENT)
-        # gRFC A27: a gRPC client names its listeners, and asks for a cluster only when it has what names it.
-        listeners = self._subscriptions.get(LISTENER)
-        follows = self._only_type is not None or (listeners is not None and not listeners.wildcard)
-        blind = not follows and clusters is not None and endpoints is None and self._needs_endpoints(clusters)
-        # envoy#36951 again: it withholds its CDS subscription, and lacks what was added since it had one. (Without EDS
-        # either, it is one that asks for clusters on demand and has had no demand yet.)
-        paused = not follows and clusters is None and endpoints is not None
-        for type_url, subscription in self._subscriptions.items():
-            if type_url in PAIR:
-                continue
-            for name in subscription.puts:
-                resource = self._table.get(type_url, name)
-                if resource is None or (type_url, name) in self._order.waiting:
-                    continue
-                everything = type_url in _AFTER_EVERYTHING and not follows
-                deadline = subscription.items[name].due_at + self._limits.gate_seconds
-                unknown = paused or blind if resource.requires else blind and everything
-                if unknown and now < deadline:
-                    # It has not said yet what clusters or EDS it holds: after a reconnect that may be old.
-                    continue
-                self._order.wait(resource, deadline, endpoints, self._sender.sequence, everything=everything)
-
-    def _needs_endpoints(self, clusters: Subscription) -> bool:
-        """Whether a client with these clusters is to ask for EDS; one that names only unknown clusters is not."""
-        assignments = self._table.entries(CLUSTER_LOAD_ASSIGNMENT)
-        return bool(assignments) if clusters.wildcard else any(name in assignments for name in clusters.names)
 
     def _held_too_long(self, type_url: str, names: tuple[str, ...], waiting_for: tuple[str, ...]) -> None:
         self._events.append(HeldTooLong(self.node, type_url, names, waiting_for))

@@ -1,0 +1,90 @@
+"""What on one stream has to wait now, given what the client has said of itself so far; order.py keeps it.
+
+Invariant: nothing waits for what this client will not ask for, nor beyond its deadline.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from control_plane.resources.resource import CLUSTER, CLUSTER_LOAD_ASSIGNMENT, LISTENER, ROUTE_CONFIGURATION
+from control_plane.xds.limits import Limits
+from control_plane.xds.order import Order
+from control_plane.xds.subscription import Subscription
+from control_plane.xds.table import ResourceTable
+
+PAIR = frozenset({CLUSTER, CLUSTER_LOAD_ASSIGNMENT})
+"""The types that wait for nothing."""
+
+_AFTER_EVERYTHING = frozenset({LISTENER, ROUTE_CONFIGURATION})
+
+
+class Gates:
+    """Decides for one stream."""
+
+    def __init__(
+        self,
+        table: ResourceTable,
+        subscriptions: Mapping[str, Subscription],
+        order: Order,
+        limits: Limits,
+        only_type: str | None,
+    ) -> None:
+        self._table = table
+        self._subscriptions = subscriptions
+        self._order = order
+        self._limits = limits
+        self._only_type = only_type
+        self._suspects: list[tuple[float, set[str]]] = []
+
+    def next_deadline(self) -> float | None:
+        """When to call `give_up`; None: no need."""
+        return self._suspects[0][0] if self._suspects else None
+
+    def suspect(self, clusters: Iterable[str], now: float) -> None:
+        """The client has refused these by themselves, or may have."""
+        self._suspects.append((now + self._limits.suspect_seconds, self._order.warming.keys() & set(clusters)))
+
+    def give_up(self, now: float) -> None:
+        """Envoy asks at once for the EDS of a cluster that it takes. What was refused, and it has not asked for in a
+        while, it does not have: nothing is to wait for that."""
+        endpoints = self._subscriptions.get(CLUSTER_LOAD_ASSIGNMENT)
+        while self._suspects and self._suspects[0][0] <= now:
+            for name in self._suspects.pop(0)[1]:
+                if endpoints is None or not endpoints.tracks(name):
+                    self._order.cluster_gone(name)
+
+    def let_wait(self, now: float, sequence: int) -> None:
+        """Settle for each resource that is due which clusters it has to wait for. `sequence`: the last response sent."""
+        for key in self._order.outdated():
+            current = self._table.get(*key)
+            if current is None or current.version != self._order.waiting[key].resource.version:
+                del self._order.waiting[key]
+        clusters = self._subscriptions.get(CLUSTER)
+        endpoints = self._subscriptions.get(CLUSTER_LOAD_ASSIGNMENT)
+        # gRFC A27: a gRPC client names its listeners, and asks for a cluster only when it has what names it.
+        listeners = self._subscriptions.get(LISTENER)
+        follows = self._only_type is not None or (listeners is not None and not listeners.wildcard)
+        blind = not follows and clusters is not None and endpoints is None and self._needs_endpoints(clusters)
+        # envoy#36951 again: it withholds its CDS subscription, and lacks what was added since it had one. (Without EDS
+        # either, it is one that asks for clusters on demand and has had no demand yet.)
+        paused = not follows and clusters is None and endpoints is not None
+        for type_url, subscription in self._subscriptions.items():
+            if type_url in PAIR:
+                continue
+            for name in subscription.puts:
+                resource = self._table.get(type_url, name)
+                if resource is None or (type_url, name) in self._order.waiting:
+                    continue
+                everything = type_url in _AFTER_EVERYTHING and not follows
+                deadline = subscription.items[name].due_at + self._limits.gate_seconds
+                unknown = paused or blind if resource.requires else blind and everything
+                if unknown and now < deadline:
+                    # It has not said yet what clusters or EDS it holds: after a reconnect that may be old.
+                    continue
+                self._order.wait(resource, deadline, endpoints, sequence, everything=everything)
+
+    def _needs_endpoints(self, clusters: Subscription) -> bool:
+        """Whether a client with these clusters is to ask for EDS; one that names only unknown clusters is not."""
+        assignments = self._table.entries(CLUSTER_LOAD_ASSIGNMENT)
+        return bool(assignments) if clusters.wildcard else any(name in assignments for name in clusters.names)
