@@ -55,7 +55,7 @@ class Gates:
                     self._order.cluster_gone(name)
 
     def let_wait(self, now: float, sequence: int) -> None:
-        """Settle for each resource that is due which clusters it has to wait for. `sequence`: the last response sent."""
+        """Settle for each resource that is due which clusters it waits for. `sequence`: the last response sent."""
         for key in self._order.outdated():
             current = self._table.get(*key)
             if current is None or current.version != self._order.waiting[key].resource.version:

@@ -58,7 +58,6 @@ class Sender:
     def outgoing(self, now: float) -> list[bytes]:
         """Everything that may go out now."""
         responses: list[bytes] = []
-        unseen = False
         by_rank = sorted(self._subscriptions.values(), key=lambda each: _RANK.get(each.type_url, _LAST))
         for subscription in by_rank:
             while self._window_open(subscription, now):
@@ -66,10 +65,6 @@ class Sender:
                 if response is None:
                     break
                 responses.append(response)
-            else:
-                # With a full window removals were not looked at, so what released them still counts.
-                unseen |= subscription.type_url == CLUSTER
-        self._order.released &= unseen
         if self._late:
             self._held_too_long(CLUSTER, tuple(self._late), ())
             self._late.clear()
@@ -154,6 +149,8 @@ class Sender:
             elif self._overdue(subscription, name, now):
                 self._late[name] = None
                 yield name
+        # Only now: a full window or response leaves them to the next time.
+        self._order.released = False
 
     def _overdue(self, subscription: Subscription, name: str, now: float) -> bool:
         return now >= subscription.items[name].due_at + self._limits.removal_seconds

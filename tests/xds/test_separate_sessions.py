@@ -136,7 +136,7 @@ class DeltaSeparateSession(SeparateSession):
 
 
 _SETTINGS = settings(
-    max_examples=60,
+    max_examples=40,
     stateful_step_count=40,
     deadline=None,
     suppress_health_check=list(HealthCheck),

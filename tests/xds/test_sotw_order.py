@@ -110,6 +110,15 @@ def test_a_cluster_is_left_out_only_after_the_router_that_names_it():
     assert (response.type_url, names(response)) == (CDS, ["a", "c"])
 
 
+def test_a_removal_that_comes_while_an_answer_is_awaited_goes_out_after_it():
+    talk = envoy_like(A, B, EA, EB)
+    (clusters,) = talk.change(C)
+    assert talk.change(removes=[(CDS, "b"), (EDS, "b")]) == []
+    assert talk.read() == []
+    (response,) = talk.ack(clusters)
+    assert names(response) == ["a", "c"]
+
+
 def test_a_removal_that_is_held_back_stays_in_every_response():
     talk = envoy_like(A, B, EA, EB, router("a", "b"))
     clusters, policy = talk.change(router("a", version=2), C, removes=[(CDS, "b"), (EDS, "b")])

@@ -190,7 +190,7 @@ class SotwSession(SessionModel):
 
 TestSotwSession = SotwSession.TestCase
 TestSotwSession.settings = settings(
-    max_examples=150,
+    max_examples=100,
     stateful_step_count=40,
     deadline=None,
     suppress_health_check=list(HealthCheck),
