@@ -13,10 +13,11 @@ from control_plane.grpc_bootstrap import render_grpc_bootstrap
 
 
 class ProxylessClient:
-    """Requests to one target. `async with` starts the child, and ends it by closing its stdin."""
+    """Requests to one target. `async with` starts the child, and ends it by closing its stdin. `options`: of its
+    channel, as NAME=NUMBER."""
 
-    def __init__(self, folder: Path, target: str, *control_planes: str) -> None:
-        self._target = target
+    def __init__(self, folder: Path, target: str, *control_planes: str, options: tuple[str, ...] = ()) -> None:
+        self._arguments = (target, *options)
         self._bootstrap = folder / "xds.json"
         self._bootstrap.write_text(render_grpc_bootstrap(control_planes))
         self._log = folder / "proxyless.log"
@@ -24,7 +25,7 @@ class ProxylessClient:
     async def __aenter__(self) -> ProxylessClient:
         with self._log.open("ab") as log:
             self.process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "tests.support.proxyless_child", self._target),
+                *(sys.executable, "-m", "tests.support.proxyless_child", *self._arguments),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=log,

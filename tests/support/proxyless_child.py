@@ -1,5 +1,5 @@
-"""Runs in a process of its own, since gRPC reads GRPC_XDS_BOOTSTRAP once: requests to `sys.argv[1]`, by the commands
-that come as lines of JSON, each answered with a line of JSON. See proxyless.py."""
+"""Runs in a process of its own, since gRPC reads GRPC_XDS_BOOTSTRAP once: requests to `sys.argv[1]` over a channel with
+the options NAME=NUMBER after it, by the commands that come as lines of JSON, each answered with a line of JSON."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ PREDICT = "/tensorflow.serving.PredictionService/Predict"
 
 
 class Client:
-    def __init__(self, target: str) -> None:
-        self._channel = grpc.insecure_channel(target)
+    def __init__(self, target: str, *options: tuple[str, int]) -> None:
+        self._channel = grpc.insecure_channel(target, options)
         self._stop = threading.Event()
         self._threads: list[threading.Thread] = []
         self._outcomes: list[list[Any]] = []
@@ -63,7 +63,7 @@ class Client:
 
 
 def main() -> None:
-    client = Client(sys.argv[1])
+    client = Client(sys.argv[1], *((name, int(value)) for name, _, value in (o.partition("=") for o in sys.argv[2:])))
     for line in sys.stdin:
         command = json.loads(line)
         name = command.pop("do")
