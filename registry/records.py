@@ -102,7 +102,8 @@ class ReadyRecord:
 @dataclass(frozen=True, slots=True)
 class PlaneRecord:
     """`planes/<replica>`. `converged_revision`: the newest registry revision whose consequences all of this replica's
-    Envoys have acknowledged. `envoys`: how many these are, with those that were lost a moment ago and may come back.
+    Envoys have acknowledged. `envoys`: how many these are, gRPC clients without a proxy among them, with those that
+    were lost a moment ago and may come back.
     `draining`: requests in flight per draining instance; an instance is listed only once every Envoy has acknowledged
     its draining and has reported its load since. `http`: HOST:PORT of its HTTP port as others reach it; empty where
     the replica is older than this field."""

@@ -5,68 +5,25 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Mapping
 
 import grpc
 import pytest
 
-from registry.etcd import EtcdClient, EtcdConfig
-from registry.keys import InstanceKey, Keyspace, ReadyKey
-from registry.records import InstanceRecord, ReadyRecord, ReadyState, encode_instance, encode_ready
+from registry.keys import ReadyKey
+from registry.records import ReadyState
 from tests.support import requests
-from tests.support.echo import EchoServer
 from tests.support.fleet import PREDICT
-from tests.support.proxyless import ProxylessClient
+from tests.support.registered import SPACE, registered_in
 from tests.support.stack import Stack
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.scenario
 
 BODY = requests.request("m", payload=b"x")
-SPACE = Keyspace()
-
-
-class Fleet:
-    """Upstreams and what is registered of them."""
-
-    def __init__(self, stack: Stack, etcd: EtcdClient) -> None:
-        self.stack, self.etcd = stack, etcd
-        self.upstreams: dict[str, EchoServer] = {}
-
-    async def register(
-        self, instance: str, version: int, *, capacity: int = 1, state: ReadyState = ReadyState.READY, model: str = "m"
-    ) -> int:
-        """The revision."""
-        port = self.upstreams[instance].port
-        record = ReadyRecord(state, "127.0.0.1", port, capacity=capacity, several_versions=True)
-        await self.etcd.put(SPACE.make(InstanceKey(instance)), encode_instance(InstanceRecord("127.0.0.1", port)))
-        return await self.etcd.put(SPACE.make(ReadyKey(model, version, instance)), encode_ready(record))
-
-    async def converged(self, revision: int) -> float:
-        """Wait until every Envoy and client has acknowledged a revision; when it was so, in monotonic seconds."""
-
-        async def done() -> bool:
-            planes = (await self.stack.registry()).planes
-            return bool(planes) and all(plane.converged_revision >= revision for plane in planes.values())
-
-        await eventually(done, f"revision {revision} to be acknowledged")
-        return time.monotonic()
-
-    def client(self, target: str) -> ProxylessClient:
-        folder = self.stack.folder / target.rpartition("/")[2]
-        folder.mkdir()
-        return ProxylessClient(folder, target, f"127.0.0.1:{self.stack.xds_port}")
-
-
-@asynccontextmanager
-async def fleet_of(stack: Stack, *instances: str) -> AsyncIterator[Fleet]:
-    async with AsyncExitStack() as running:
-        fleet = Fleet(stack, await running.enter_async_context(EtcdClient(EtcdConfig((stack.etcd.endpoint,)))))
-        for name in instances:
-            fleet.upstreams[name] = await running.enter_async_context(EchoServer(name, keep=False))
-        await stack.envoy.ready()
-        yield fleet
+SLACK = 0.3
+"""Seconds: a client's picker and Envoy's workers take up an update a moment after it is acknowledged, a starved process
+some moments."""
 
 
 async def through_envoy(channel: grpc.aio.Channel) -> list[object]:
@@ -100,7 +57,7 @@ def assert_binomial(counts: Mapping[object, int], weights: Mapping[str, int], wh
 async def test_clients_without_a_proxy_send_the_shares_that_envoy_sends(stack: Stack) -> None:
     """1,500 requests of each over three instances of unequal capacity; then an unknown model, and its appearance."""
     weights = {"a": 1, "b": 2, "c": 5}
-    async with fleet_of(stack, *weights) as fleet, grpc.aio.insecure_channel(stack.grpc) as channel:
+    async with registered_in(stack, *weights) as fleet, grpc.aio.insecure_channel(stack.grpc) as channel:
         for name, capacity in weights.items():
             revision = await fleet.register(name, 1, capacity=capacity)
         await fleet.converged(revision)
@@ -124,10 +81,10 @@ async def test_clients_without_a_proxy_send_the_shares_that_envoy_sends(stack: S
 
 
 async def test_a_new_version_and_a_drain_move_both(stack: Stack) -> None:
-    """Under steady load of both: no request fails; from the moment that all have acknowledged, nobody asks another than
+    """Under steady load of both: no request fails; soon after all have acknowledged, nobody asks another than
     the instances of the served version; a drain ends after the requests in flight, and an idle client doesn't hold it
     up."""
-    async with fleet_of(stack, "a", "b", "c") as fleet, grpc.aio.insecure_channel(stack.grpc) as channel:
+    async with registered_in(stack, "a", "b", "c") as fleet, grpc.aio.insecure_channel(stack.grpc) as channel:
         await fleet.register("a", 1)
         await fleet.converged(await fleet.register("b", 1))
         stop, outcomes = asyncio.Event(), list[list[object]]()
@@ -144,7 +101,7 @@ async def test_a_new_version_and_a_drain_move_both(stack: Stack) -> None:
             await eventually(lambda: len(outcomes) > 200, "some requests")
             moments["switched"] = await fleet.converged(await fleet.register("b", 2))
             await asyncio.sleep(0.5)
-            moments["more"] = await fleet.converged(await fleet.register("c", 2, capacity=20))
+            await fleet.converged(await fleet.register("c", 2, capacity=20))
             shares(await idle.do("requests", body=BODY, count=1, timeout=20))
             fleet.upstreams["c"].delay = 3.0
             await client.do("begin", body=BODY, count=6)
@@ -169,8 +126,5 @@ async def test_a_new_version_and_a_drain_move_both(stack: Stack) -> None:
 
         for which, answers in (("without a proxy", direct), ("Envoy", outcomes)):
             assert shares(answers, moments["both"]).keys() == {"a", "b", "c"}, which
-            assert shares(answers, moments["switched"]).keys() == {"b", "c"}, which
-            before = [answer for answer in answers if float(str(answer[0])) < moments["more"]]
-            assert shares(before, moments["switched"]).keys() <= {"b", "c"}, which
-            # A client's threads and Envoy's workers take up an update a moment after it is acknowledged.
-            assert shares(answers, moments["drained"] + 0.2).keys() == {"b"}, which
+            assert shares(answers, moments["switched"] + SLACK).keys() == {"b", "c"}, which
+            assert shares(answers, moments["drained"] + SLACK).keys() == {"b"}, which

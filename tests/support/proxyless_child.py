@@ -36,6 +36,18 @@ class Client:
         """One after the other."""
         return [self.once(body, timeout, method) for _ in range(count)]
 
+    def open(self, target: str) -> None:
+        """Another channel from here on."""
+        self._channel.close()
+        self._channel = grpc.insecure_channel(target)
+
+    def until_ok(self, body: bytes) -> float:
+        """Ask until a model is known; when the first answer was there (monotonic seconds)."""
+        while (outcome := self.once(body, 20))[1] == "NOT_FOUND":
+            time.sleep(0.0005)
+        assert outcome[1] == "OK", outcome
+        return time.monotonic()
+
     def start(self, body: bytes, threads: int) -> None:
         """Requests without end, until `stop`."""
 
