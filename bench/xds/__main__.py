@@ -99,9 +99,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--crowds",
         type=_crowds,
-        default=((10, 1000), (1000, 1000), (10_000, 50)),
+        default=((10, 1000), (1000, 200), (10_000, 20)),
         metavar="MODELS:STREAMS,…",
-        help="for the fan-out (default: 10:1000,1000:1000,10000:50)",
+        help="for the fan-out (default: 10:1000,1000:200,10000:20)",
     )
     parser.add_argument("--fleet", type=_number, default=1000, help="models that a new one is added to (default: 1000)")
     parser.add_argument("--requests", type=_number, default=300, help="models that are added (default: 300)")

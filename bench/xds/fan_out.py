@@ -23,6 +23,7 @@ SECONDS = 1.0
 """The budget of design.md, for 1,000 streams."""
 _STREAMS = 1000
 _AT_MOST = 300.0
+_ENDED = "the simulated Envoys ended; what they said stands above"
 
 
 async def measure(
@@ -37,10 +38,12 @@ async def measure(
             await fleet.register(client)
             progress(f"fan-out: connecting {what}")
             with plane.start(folder, etcd.endpoint) as control_plane:
-                async with _crowd(control_plane.address, models, streams) as crowd:
+                async with _crowd(control_plane.address, models, streams) as process:
+                    crowd = process.stdout
+                    assert crowd is not None
                     await _next(crowd)
                     alone = control_plane.memory()
-                    await _all_subscribed(control_plane, streams)
+                    await _all_subscribed(control_plane, process, streams)
                     seen = []
                     for number in range(rounds + 1):
                         seconds, cpu = await _round(client, fleet, control_plane, crowd, number)
@@ -82,8 +85,13 @@ async def _at_rest(control_plane: plane.Plane) -> None:
             await asyncio.sleep(0.25)
 
 
-async def _all_subscribed(control_plane: plane.Plane, streams: int) -> None:
-    await eventually(lambda: control_plane.metric("modelplane_envoys") >= streams, f"{streams} streams", _AT_MOST)
+async def _all_subscribed(control_plane: plane.Plane, process: asyncio.subprocess.Process, streams: int) -> None:
+    def connected() -> bool:
+        if process.returncode is not None:
+            raise BenchError(_ENDED)
+        return control_plane.metric("modelplane_envoys") >= streams
+
+    await eventually(connected, f"{streams} streams", _AT_MOST)
     await _at_rest(control_plane)
 
 
@@ -91,17 +99,16 @@ async def _next(crowd: asyncio.StreamReader) -> dict[str, Any]:
     async with asyncio.timeout(_AT_MOST):
         line = await crowd.readline()
     if not line:
-        raise BenchError("the simulated Envoys ended; what they said stands above")
+        raise BenchError(_ENDED)
     return dict(json.loads(line))
 
 
 @asynccontextmanager
-async def _crowd(address: str, models: int, streams: int) -> AsyncIterator[asyncio.StreamReader]:
+async def _crowd(address: str, models: int, streams: int) -> AsyncIterator[asyncio.subprocess.Process]:
     command = (sys.executable, "-m", "bench.xds.crowd", address, "--streams", str(streams), "--models", str(models))
     process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
-    assert process.stdout is not None
     try:
-        yield process.stdout
+        yield process
     finally:
         if process.returncode is None:
             process.kill()
