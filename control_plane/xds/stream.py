@@ -351,8 +351,12 @@ class Stream(ABC):
         if CLUSTER in self._subscriptions:
             self._clusters_expected_by = None
         elif now >= self._clusters_expected_by:
-            self._clusters_expected_by = None
             endpoints = self._subscriptions[CLUSTER_LOAD_ASSIGNMENT]
+            if any(item.on_its_way for item in endpoints.items.values()):
+                # It is still about to get what it lacks.
+                self._expect_clusters(now)
+                return
+            self._clusters_expected_by = None
             clusters = self._table.entries(CLUSTER)
             for name, entry in self._table.entries(CLUSTER_LOAD_ASSIGNMENT).items():
                 # A client without clusters of ours warms none of them.

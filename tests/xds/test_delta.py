@@ -186,6 +186,7 @@ def test_a_reconnect_while_a_new_cluster_warms_gets_what_it_lacks_and_nothing_el
     talk = Talk.about(A, EA, B, EB)
     (response,) = talk.ask(EDS, ["a", "b"], claimed=versions(EA))
     assert names(response) == ["b"]
+    assert talk.wait(4.0) == [], "a slow one"
     talk.ack_all()
     assert talk.ask(CDS, claimed=versions(A, B)) == []
     assert talk.wait(30.0) == []
