@@ -33,6 +33,14 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--instances", type=int, default=6, metavar="N")
     flags.add_argument("--connections", type=int, default=4, metavar="N", help="clients' connections to Envoy")
     flags.add_argument("--kill", action="store_true", help="kill -9 every control plane in turn, then all at once")
+    flags.add_argument(
+        "--settle-time",
+        type=float,
+        default=20.0,
+        metavar="SECONDS",
+        help="how long control planes wait for a lost Envoy before they claim convergence without it; must be longer "
+        "than an Envoy takes to come back, which on a busy machine is long",
+    )
     flags.add_argument("--pause", type=float, default=1.0, metavar="SECONDS", help="between kill and return, and back")
     flags.add_argument(
         "--on-demand-clusters", action="store_true", help="Envoy asks for clusters as requests need them"
@@ -86,7 +94,8 @@ def _streams(fleet: Fleet) -> tuple[list[list[str]], int]:
 
 
 async def _run(args: argparse.Namespace, folder: Path) -> int:
-    flags: tuple[str, ...] = ("--on-demand-clusters",) if args.on_demand_clusters else ()
+    demand = ("--on-demand-clusters",) if args.on_demand_clusters else ()
+    flags = "--settle-time", f"{args.settle_time:g}", *demand
     bootstrap: dict[str, Any] = {"on_demand_clusters": args.on_demand_clusters}
     async with Fleet(
         folder, replicas=args.replicas, instances=args.instances, flags=flags, bootstrap=bootstrap

@@ -103,7 +103,7 @@ class Convergence:
                 planes[key.replica] = decode_plane(entry.value)
         return planes
 
-    async def until(self, revision: int, drained: str = "", timeout: float = 60.0) -> None:
+    async def until(self, revision: int, drained: str = "", timeout: float = 240.0) -> None:
         """Wait until every Envoy has acknowledged this revision and, as a monitor that drains does, until none of them
         has a request in flight for what the instance `drained` drains."""
         planes: Mapping[str, PlaneRecord] = {}
