@@ -303,6 +303,10 @@ class Stream(ABC):
             searching = subscription.nacked(flight, now, named, self._withheld(type_url, names), taken)
             if len(names) == 1 and not searching:
                 subscription.explain(next(iter(names)), error.message)
+            if type_url == CLUSTER_LOAD_ASSIGNMENT and not searching:
+                for name in names:
+                    # No ACK will come; to Envoy (1.40) a refusal ends the warming of its cluster too.
+                    self._order.cluster_gone(name)
             if type_url == CLUSTER and not searching:
                 self._gates.suspect(names, now)
         self._report(type_url, names, error, searching=searching)
@@ -417,9 +421,10 @@ class Stream(ABC):
         waits = subscription.withhold(name)
         if waits:
             self._mark(subscription, name, None, since, now, forced=True)
-        if subscription.type_url == CLUSTER:
+        if subscription.type_url in PAIR:
+            # Of endpoints too: no ACK of them will come, and a refusal ends the cluster's warming as well (Envoy 1.40).
             self._order.cluster_gone(name)
-        elif subscription.type_url != CLUSTER_LOAD_ASSIGNMENT:
+        else:
             self._order.waiting.pop((subscription.type_url, name), None)
         self._order.released = True
 

@@ -248,8 +248,9 @@ class Subscription:
                 item.expected = UNKNOWN
             if withheld and name in withheld:
                 self.outstanding.discard(since)
-                if version == withheld[name]:
+                if version == withheld[name] and len(flight.names) == 1:
                     item.refused, item.refused_at = version, flight.sequence
+                self.answer_owed |= self.unknown_since is not None
                 self._drop_if_settled(name, item)
                 continue
             if newest and len(flight.names) > 1:
@@ -266,7 +267,8 @@ class Subscription:
     def _search(self, names: list[str], named: list[str], *, whole: bool) -> None:
         if len(named) == len(names):
             named = []
-        rest = [name for name in names if name not in set(named)] if named else names
+        known = set(named)
+        rest = [name for name in names if name not in known]
         half = len(rest) if named and whole else (len(rest) + 1) // 2
         halves = [group for group in (rest[:half], rest[half:]) if group]
         suspects = [[name] for name in named]
@@ -279,6 +281,8 @@ class Subscription:
         item = self.items.get(name)
         if item is None:
             return False
+        # What the client holds besides is settled only by a response that it takes.
+        self.answer_owed |= self.unknown_since is not None
         waits = item.forced and item.expected is None
         item.forced = False
         self._undue(name, item)

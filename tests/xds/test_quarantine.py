@@ -357,49 +357,35 @@ def test_a_listener_and_a_router_can_be_quarantined_too():
     assert talk.converged == revision
 
 
-# Who is to blame
+# What a withheld resource holds up: nothing
 
 
-def blame(message: str, bad: set[str], count: int = 100) -> tuple[int, list[tuple[str, ...]]]:
-    """How many refusals it takes to find the bad ones among `count` new clusters, and who was blamed."""
-    talk = envoy_like()
-    update([talk], *(cluster(f"m{number}") for number in range(count)))
-    refusals = 0
-    blamed = []
-    while talk.sent:
-        response = talk.sent[0]
-        wrong = sorted(bad & set(names(response)))
-        if not wrong:
-            talk.ack(response)
-            continue
-        refusals += 1
-        talk.nack(response, message.format(first=wrong[0], all=": no good, ".join(wrong)))
-        blamed += [event.names for event in talk.stream.events() if isinstance(event, Refused) and event.version]
-    assert set(talk.stream.status()[CDS].refused) == bad
-    assert talk.stream.status()[CDS].outstanding == len(bad)
-    return refusals, blamed
+def test_nothing_waits_for_endpoints_that_are_withheld():
+    talks = two(A1, EA, router("a"))
+    revision = update(talks, B1, EB, router("a", "b", version=2))
+    for talk in talks:
+        talk.ask(EDS, ["b"])
+    assert len(settle(talks, bad=frozenset({EB.version}))) >= 1
+    assert talks[0].table.withheld(EDS, "b")
+    assert [talk.converged for talk in talks] == [revision, revision]
+    assert [talk.stream.status()[ECDS].acked for talk in talks] == [2, 2], "without any deadline"
 
 
-def test_the_names_in_the_message_are_proven_one_by_one():
-    bad = {"m7", "m42"}
-    assert blame("Error adding/updating cluster(s) {all}: no good", bad) == (3, [("m7",), ("m42",)])
+def test_nothing_waits_for_endpoints_that_one_client_alone_refuses():
+    talks = two(A1, EA, router("a"))
+    update(talks, B1, EB, router("a", "b", version=2))
+    for talk in talks:
+        talk.ask(EDS, ["b"])
+    talks[1].ack_all()
+    settle(talks[:1], bad=frozenset({EB.version}))
+    assert not talks[0].table.quarantined
+    assert talks[0].stream.status()[ECDS].acked == 2
 
 
-def test_a_message_that_names_the_first_only_takes_one_round_more():
-    refusals, blamed = blame('name: "{first}"\n: Proto constraint validation failed', {"m7", "m42"})
-    assert sorted(blamed) == [("m42",), ("m7",)]
-    assert refusals == 4
-
-
-def test_a_message_that_names_nobody_or_the_wrong_ones():
-    for message in ("no good", "m1 m2 m3 are to blame, it says", "everything is wrong"):
-        refusals, blamed = blame(message, {"m42"})
-        assert blamed == [("m42",)]
-        assert refusals <= 9
-
-
-def test_when_all_are_bad_and_each_message_names_one_the_search_still_ends_soon():
-    everything = {f"m{number}" for number in range(64)}
-    refusals, blamed = blame('name: "{first}"\n', everything, 64)
-    assert {name for (name,) in blamed} == everything
-    assert refusals <= 2 * 64
+def test_an_envoy_whose_cluster_warms_for_endpoints_that_are_withheld_is_answered():
+    table = ready_table(A1, B1, EA, EB)
+    refuse(table, EA)
+    talk = Talk.about(table=table)
+    assert talk.ask(EDS, ["a", "b"], claimed={"a": "older", "b": EB.version}) == []
+    (response,) = talk.wait(1)
+    assert (names(response), list(response.removed_resources)) == (["b"], ["a"]), "it never asked for clusters"

@@ -1,0 +1,51 @@
+"""Who is to blame for a refused response: how a stream finds out, and what that costs."""
+
+from __future__ import annotations
+
+from control_plane.xds.events import Refused
+from tests.xds.client import CDS, cluster, envoy_like, names
+
+
+def blame(message: str, bad: set[str], count: int = 100) -> tuple[int, list[tuple[str, ...]]]:
+    """How many refusals it takes to find the bad ones among `count` new clusters, and who was blamed."""
+    talk = envoy_like()
+    talk.change(*(cluster(f"m{number}") for number in range(count)))
+    refusals = 0
+    blamed = []
+    while talk.sent:
+        response = talk.sent[0]
+        wrong = sorted(bad & set(names(response)))
+        if not wrong:
+            talk.ack(response)
+            continue
+        refusals += 1
+        talk.nack(response, message.format(first=wrong[0], all=": no good, ".join(wrong)))
+        blamed += [event.names for event in talk.stream.events() if isinstance(event, Refused) and event.version]
+    assert set(talk.stream.status()[CDS].refused) == bad
+    assert talk.stream.status()[CDS].outstanding == len(bad)
+    return refusals, blamed
+
+
+def test_the_names_in_the_message_are_proven_one_by_one():
+    bad = {"m7", "m42"}
+    assert blame("Error adding/updating cluster(s) {all}: no good", bad) == (3, [("m7",), ("m42",)])
+
+
+def test_a_message_that_names_the_first_only_takes_one_round_more():
+    refusals, blamed = blame('name: "{first}"\n: Proto constraint validation failed', {"m7", "m42"})
+    assert sorted(blamed) == [("m42",), ("m7",)]
+    assert refusals == 4
+
+
+def test_a_message_that_names_nobody_or_the_wrong_ones():
+    for message in ("no good", "m1 m2 m3 are to blame, it says", "everything is wrong"):
+        refusals, blamed = blame(message, {"m42"})
+        assert blamed == [("m42",)]
+        assert refusals <= 9
+
+
+def test_when_all_are_bad_and_each_message_names_one_the_search_still_ends_soon():
+    everything = {f"m{number}" for number in range(64)}
+    refusals, blamed = blame('name: "{first}"\n', everything, 64)
+    assert {name for (name,) in blamed} == everything
+    assert refusals <= 2 * 64
