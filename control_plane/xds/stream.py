@@ -9,7 +9,7 @@ branch names its rule in Envoy's "xDS REST and gRPC protocol" (`docs/root/api-do
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from control_plane.resources.resource import (
@@ -59,6 +59,7 @@ class Stream(ABC):
         self._events: list[StreamEvent] = []
         self._gates = Gates(table, self._subscriptions, self._order, self._limits, only_type)
         self._clusters_expected_by: float | None = None
+        self._taken: set[str] = set()
         self._sender = Sender(
             table, self._subscriptions, self._order, self._limits, self._look, self._frame, self._held_too_long
         )
@@ -201,6 +202,7 @@ class Stream(ABC):
     def _introduce(
         self, subscription: Subscription, name: str, claimed: str | None, now: float, *, forced: bool
     ) -> None:
+        self._note_taken(subscription, name)
         entry = self._table.entries(subscription.type_url).get(name)
         if entry is not None and subscription.type_url not in PAIR and claimed is not None:
             known = claimed == entry.resource.version
@@ -242,6 +244,8 @@ class Stream(ABC):
                 continue
             entry = self._table.entries(subscription.type_url).get(name)
             known = subscription.tracks(name)
+            if not known:
+                self._note_taken(subscription, name)
             subscription.names.add(name)
             # "Subscribing to Resources": answered even if we believe that the client has it: it may have forgotten.
             since = entry.created if entry is not None and not known else self._table.moment
@@ -262,6 +266,7 @@ class Stream(ABC):
             self._order.cluster_gone(name)
         elif subscription.type_url == CLUSTER_LOAD_ASSIGNMENT:
             self._order.endpoints_forgotten(name)
+            self._taken.discard(name)
         else:
             self._order.forget((subscription.type_url, name))
 
@@ -299,7 +304,7 @@ class Stream(ABC):
         if subscription is not None and flight is not None:
             names = flight.names
             named = names_in(error.message, names) if len(names) > 1 else ()
-            taken = self._taken(names) if type_url == CLUSTER else ()
+            taken = self._taken if type_url == CLUSTER else ()
             searching = subscription.nacked(flight, now, named, self._withheld(type_url, names), taken)
             if len(names) == 1 and not searching:
                 subscription.explain(next(iter(names)), error.message)
@@ -321,11 +326,10 @@ class Stream(ABC):
             Refused(self.node, type_url, tuple(names), models, searching, error.code, error.message, version)
         )
 
-    def _taken(self, names: Iterable[str]) -> Collection[str]:
-        """The clusters among these whose endpoints the client has asked for, as Envoy does of the good ones in a
-        response that it refuses."""
-        endpoints = self._subscriptions.get(CLUSTER_LOAD_ASSIGNMENT)
-        return () if endpoints is None else {name for name in names if name in endpoints.names}
+    def _note_taken(self, subscription: Subscription, name: str) -> None:
+        """Endpoints are asked for anew. Envoy does that of the good clusters in a response that it refuses, too."""
+        if subscription.type_url == CLUSTER_LOAD_ASSIGNMENT and self._order.warming.get(name) is not None:
+            self._taken.add(name)
 
     def _withheld(self, type_url: str, names: Iterable[str]) -> dict[str, str]:
         if not self._table.quarantined:

@@ -23,13 +23,15 @@ Told = tuple[str, str, str, dict[str, str], set[str]]
 
 
 class EnvoyModel:
-    """Reads one response at a time, so that a test can stop anywhere. `bad`: versions that it refuses."""
+    """Reads one response at a time, so that a test can stop anywhere. `bad`: versions that it refuses;
+    `tells`: whether it says which."""
 
     def __init__(self, table: ResourceTable, *, delta: bool, settle: bool = True) -> None:
         self.table = table
         self.delta = delta
         self.now = 100.0
         self.bad: set[str] = set()
+        self.tells = True
         self.requires: dict[str, frozenset[str]] = {}
         self.active: dict[str, str] = {}
         self.warming: dict[str, str] = {}
@@ -169,7 +171,8 @@ class EnvoyModel:
     def _answer(self, told: Told, refused: bool) -> None:
         kind, nonce, _, came, _ = told
         culprits = ", ".join(name for name, version in came.items() if version in self.bad)
-        error = f"Error adding/updating cluster(s) {culprits}: bad" if refused else None
+        reason = f"Error adding/updating cluster(s) {culprits}: bad" if self.tells else "something is bad"
+        error = reason if refused else None
         if self.delta:
             self.stream.receive(client.request(kind, nonce=nonce, error=error), self.now)
             return

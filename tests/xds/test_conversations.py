@@ -85,8 +85,10 @@ def test_a_removed_model_leaves_after_the_router_that_names_it(delta):
     assert model.converged
 
 
-def test_the_good_clusters_of_a_refused_response_are_routed_to(delta):
+@pytest.mark.parametrize("tells", [True, False], ids=["says-which", "says-nothing"])
+def test_the_good_clusters_of_a_refused_response_are_routed_to(delta, tells):
     model = envoy(delta)
+    model.tells = tells
     bad = cluster("x", 9)
     model.bad.add(bad.version)
     model.change(bad, endpoints("x", 8), cluster("y"), endpoints("y", 9), router("a", "y", version=2))

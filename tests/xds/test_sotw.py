@@ -267,3 +267,20 @@ def test_what_is_pending_for_a_slow_client_merges():
     assert held(second) == {"a": endpoints("a", 8).version}
     talk.ack_all()
     assert talk.converged == 8
+
+
+def test_a_client_that_asks_for_endpoints_before_clusters_does_not_show_that_it_takes_those():
+    talk = SotwTalk.about(cluster("a"), cluster("b"), cluster("c"))
+    talk.ask(EDS, ["a", "b", "c"])
+    talk.ack_all()
+    talk.ask(CDS)
+    accepted: set[str] = set()
+    for _ in range(10):
+        for response in list(talk.sent):
+            if "a" in names(response) and response.type_url == CDS:
+                talk.nack(response, "one is bad")
+            else:
+                accepted = set(names(response)) if response.type_url == CDS else accepted
+                talk.ack(response)
+    assert accepted == {"b", "c"}
+    assert talk.stream.status()[CDS].refused == ("a",)
