@@ -43,7 +43,7 @@ class DeltaStream(Stream):
         subscription.wildcard = WILDCARD in names or (not names and subscription.type_url in ROOTS)
         endpoints = subscription.type_url == CLUSTER_LOAD_ASSIGNMENT
         if endpoints and claimed and self._only_type is None and CLUSTER not in self._subscriptions:
-            self._expect_clusters(now)
+            self._gates.expect_clusters(now)
         wanted = dict.fromkeys(subscription.names)
         if subscription.wildcard:
             wanted |= dict.fromkeys(self._table.entries(subscription.type_url))

@@ -5,12 +5,12 @@ Invariant: nothing waits for what this client will not ask for, nor beyond its d
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from control_plane.resources.resource import CLUSTER, CLUSTER_LOAD_ASSIGNMENT, LISTENER, ROUTE_CONFIGURATION
 from control_plane.xds.limits import Limits
 from control_plane.xds.order import Order
-from control_plane.xds.subscription import Subscription
+from control_plane.xds.subscription import UNKNOWN, Subscription, Unknown
 from control_plane.xds.table import ResourceTable
 
 PAIR = frozenset({CLUSTER, CLUSTER_LOAD_ASSIGNMENT})
@@ -36,10 +36,12 @@ class Gates:
         self._limits = limits
         self._only_type = only_type
         self._suspects: list[tuple[float, set[str]]] = []
+        self._clusters_expected_by: float | None = None
 
     def next_deadline(self) -> float | None:
-        """When to call `give_up`; None: no need."""
-        return self._suspects[0][0] if self._suspects else None
+        """When to call `give_up` and `endpoints_again`; None: no need."""
+        times = (self._suspects[0][0] if self._suspects else None, self._clusters_expected_by)
+        return min((time for time in times if time is not None), default=None)
 
     def suspect(self, clusters: Iterable[str], now: float) -> None:
         """The client has refused these by themselves, or may have."""
@@ -53,6 +55,46 @@ class Gates:
             for name in self._suspects.pop(0)[1]:
                 if endpoints is None or not endpoints.tracks(name):
                     self._order.cluster_gone(name)
+
+    def expect_clusters(self, now: float) -> None:
+        """envoy#36951: an Envoy that reconnects while a cluster warms asks for EDS first, and for CDS once no cluster
+        warms. What it lacks it asks for, and it comes back to CDS as soon as it has that; then nothing that it has is
+        to be sent again. Only if it doesn't come does it warm a changed cluster, which needs EDS again, changed or not.
+        """
+        self._clusters_expected_by = now + self._limits.suspect_seconds
+
+    def is_away_from_clusters(self) -> bool:
+        """Whether it is such an Envoy that hasn't come back to CDS yet: it may lack any cluster, however long it takes.
+        A client that asks for EDS of clusters that are not ours isn't."""
+        endpoints = self._subscriptions.get(CLUSTER_LOAD_ASSIGNMENT)
+        if endpoints is None or CLUSTER in self._subscriptions or self._only_type is not None:
+            return False
+        clusters = self._table.entries(CLUSTER)
+        return any(name in clusters for name in endpoints.names)
+
+    def endpoints_again(self, now: float) -> Iterator[tuple[str, str | Unknown]]:
+        """The names of which EDS is to be sent again for that, and what the client holds of each."""
+        if self._clusters_expected_by is None:
+            return
+        if CLUSTER in self._subscriptions:
+            self._clusters_expected_by = None
+        elif now >= self._clusters_expected_by:
+            endpoints = self._subscriptions[CLUSTER_LOAD_ASSIGNMENT]
+            if any(item.on_its_way for item in endpoints.items.values()):
+                # It is still about to get what it lacks.
+                self.expect_clusters(now)
+                return
+            self._clusters_expected_by = None
+            clusters = self._table.entries(CLUSTER)
+            for name, entry in self._table.entries(CLUSTER_LOAD_ASSIGNMENT).items():
+                # A client without clusters of ours warms none of them.
+                if endpoints.tracks(name) and name in clusters:
+                    yield name, entry.resource.version
+            for type_url, name in self._table.quarantined:
+                # "Removed" ends the warming too, and Envoy keeps the endpoints that it has.
+                assignment = type_url == CLUSTER_LOAD_ASSIGNMENT
+                if assignment and endpoints.tracks(name) and self._table.withheld(type_url, name):
+                    yield name, UNKNOWN
 
     def let_wait(self, now: float, sequence: int) -> None:
         """Settle for each resource that is due which clusters it waits for. `sequence`: the last response sent."""

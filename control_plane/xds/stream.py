@@ -58,7 +58,6 @@ class Stream(ABC):
         self._subscriptions: dict[str, Subscription] = {}
         self._events: list[StreamEvent] = []
         self._gates = Gates(table, self._subscriptions, self._order, self._limits, only_type)
-        self._clusters_expected_by: float | None = None
         self._taken: set[str] = set()
         self._sender = Sender(
             table, self._subscriptions, self._order, self._limits, self._look, self._frame, self._held_too_long
@@ -134,15 +133,14 @@ class Stream(ABC):
         """The serialised responses that are to be written now, in this order."""
         self._settle(now)
         self._gates.give_up(now)
-        self._end_warming(now)
+        for name, held in self._gates.endpoints_again(now):
+            self._mark(self._subscriptions[CLUSTER_LOAD_ASSIGNMENT], name, held, self._table.moment, now, forced=True)
         self._gates.let_wait(now, self._sender.sequence)
         return self._sender.outgoing(now)
 
     def next_deadline(self) -> float | None:
         """When `outgoing` is to be called again if nothing else happens; None: no need."""
         times = [time for time in (self._gates.next_deadline(), self._sender.next_deadline()) if time is not None]
-        if self._clusters_expected_by is not None:
-            times.append(self._clusters_expected_by)
         if not self._order.settled:
             times.append(self._settle_until)
         return min(times, default=None)
@@ -155,7 +153,7 @@ class Stream(ABC):
     def converged_revision(self, now: float) -> int:
         """The newest registry revision whose consequences the client has acknowledged; 0 while that can't be known."""
         self._settle(now)
-        if not self._order.settled or self._is_away_from_clusters():
+        if not self._order.settled or self._gates.is_away_from_clusters():
             return 0
         return self._table.converged(self._outstanding.lowest())
 
@@ -336,48 +334,6 @@ class Stream(ABC):
             return {}
         records = {name: self._table.withheld(type_url, name) for name in names}
         return {name: record.version for name, record in records.items() if record is not None}
-
-    def _expect_clusters(self, now: float) -> None:
-        """envoy#36951: an Envoy that reconnects while a cluster warms asks for EDS first, and for CDS once no cluster
-        warms. What it lacks it asks for, and it comes back to CDS as soon as it has that; then nothing that it has is
-        to be sent again. Only if it doesn't come does it warm a changed cluster, which needs EDS again, changed or not.
-        """
-        self._clusters_expected_by = now + self._limits.suspect_seconds
-
-    def _is_away_from_clusters(self) -> bool:
-        """Whether it is such an Envoy that hasn't come back to CDS yet: it may lack any cluster, however long it takes.
-        A client that asks for EDS of clusters that are not ours isn't."""
-        endpoints = self._subscriptions.get(CLUSTER_LOAD_ASSIGNMENT)
-        if endpoints is None or CLUSTER in self._subscriptions or self._only_type is not None:
-            return False
-        clusters = self._table.entries(CLUSTER)
-        return any(name in clusters for name in endpoints.names)
-
-    def _end_warming(self, now: float) -> None:
-        if self._clusters_expected_by is None:
-            return
-        if CLUSTER in self._subscriptions:
-            self._clusters_expected_by = None
-        elif now >= self._clusters_expected_by:
-            endpoints = self._subscriptions[CLUSTER_LOAD_ASSIGNMENT]
-            if any(item.on_its_way for item in endpoints.items.values()):
-                # It is still about to get what it lacks.
-                self._expect_clusters(now)
-                return
-            self._clusters_expected_by = None
-            clusters = self._table.entries(CLUSTER)
-            for name, entry in self._table.entries(CLUSTER_LOAD_ASSIGNMENT).items():
-                # A client without clusters of ours warms none of them.
-                if endpoints.tracks(name) and name in clusters:
-                    self._mark(endpoints, name, entry.resource.version, self._table.moment, now, forced=True)
-            for type_url, name in self._table.quarantined:
-                # "Removed" ends the warming too, and Envoy keeps the endpoints that it has.
-                if (
-                    type_url == CLUSTER_LOAD_ASSIGNMENT
-                    and endpoints.tracks(name)
-                    and self._table.withheld(type_url, name)
-                ):
-                    self._mark(endpoints, name, UNKNOWN, self._table.moment, now, forced=True)
 
     # What is due
 

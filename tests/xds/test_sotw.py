@@ -92,8 +92,9 @@ def test_a_client_that_reconnects_with_something_older_is_not_converged_before_i
     talk = SotwTalk.about(listener())
     (response,) = talk.ask(CDS, version="old")
     assert not response.resources
-    talk.ask(LDS, version="old")
-    talk.wait(5)
+    talk.ask(LDS)
+    talk.wait(10)
+    talk.ack_all(LDS)
     assert talk.converged == 0, "it may still hold clusters that are long gone"
     talk.ack_all()
     assert talk.converged == talk.revision
