@@ -1,6 +1,7 @@
 """The gRPC services of xDS: their methods, and the machine that serves each.
 
-A generic handler without a response serializer lets a stream write bytes that were serialised once.
+A generic handler without a response serializer lets a stream write bytes that were serialised once, and one without a
+request deserializer lets it read its requests when it is their turn.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from control_plane.resources.resource import (
 from control_plane.xds.delta import DeltaStream
 from control_plane.xds.sotw import SotwStream
 from control_plane.xds.stream import Stream
+from control_plane.xds.turns import Decoded, Turns
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,14 +69,15 @@ Serve = Callable[[Method, Any, "grpc.aio.ServicerContext[Any, Any]"], Awaitable[
 
 def handlers(serve: Serve) -> Sequence[grpc.GenericRpcHandler]:
     """What to hand to `grpc.aio.Server.add_generic_rpc_handlers`; `serve` is called for each stream."""
+    turns = Turns()
     services: dict[str, dict[str, grpc.RpcMethodHandler[Any, Any]]] = {}
     for method in METHODS:
-        services.setdefault(method.service, {})[method.name] = _handler(method, serve)
+        services.setdefault(method.service, {})[method.name] = _handler(method, serve, turns)
     return tuple(grpc.method_handlers_generic_handler(name, methods) for name, methods in services.items())
 
 
-def _handler(method: Method, serve: Serve) -> grpc.RpcMethodHandler[Any, Any]:
+def _handler(method: Method, serve: Serve, turns: Turns) -> grpc.RpcMethodHandler[Any, Any]:
     async def behave(requests: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-        await serve(method, requests, context)
+        await serve(method, Decoded(requests, method.variant.request.FromString, turns), context)
 
-    return grpc.stream_stream_rpc_method_handler(behave, request_deserializer=method.variant.request.FromString)
+    return grpc.stream_stream_rpc_method_handler(behave)
