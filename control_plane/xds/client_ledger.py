@@ -88,9 +88,12 @@ class ClientLedger:
 
     def drain(self, endpoints: Iterable[HostPort], now: float) -> None:
         """Every client knows that these endpoints drain, and no others."""
-        self._drains = {endpoint: self._drains.get(endpoint, now) for endpoint in endpoints}
+        draining = frozenset(endpoints)
+        if draining == self._drains.keys():
+            return
+        self._drains = {endpoint: self._drains.get(endpoint, now) for endpoint in draining}
         for reporter in self._reporters.values():
-            reporter.before = {endpoint: reporter.before.get(endpoint, reporter.reports) for endpoint in self._drains}
+            reporter.before = {endpoint: reporter.before.get(endpoint, reporter.reports) for endpoint in draining}
 
     def reported(self, reporter: int, report: Any) -> None:
         """A report came in; it replaces what this stream said before."""
@@ -125,9 +128,9 @@ class ClientLedger:
             return None
         return sum(reporter.in_progress.get(endpoint, 0) for reporter in self._reporters.values())
 
-    def next_return(self, now: float) -> float | None:
-        """When `in_flight` may change although nothing is reported."""
-        return min((gone.until for gone in self._gone if gone.until > now), default=None)
+    def awaits_return(self, now: float) -> bool:
+        """Whether `in_flight` may change by the time alone."""
+        return bool(self._drains) and any(gone.until > now for gone in self._gone)
 
     def _owes(self, reporter: _Reporter, endpoint: HostPort) -> bool:
         drained = self._drains[endpoint]

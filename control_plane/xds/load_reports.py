@@ -76,6 +76,7 @@ class LoadReportServer:
     async def run(self) -> None:
         """Send on who reports here and is configured elsewhere, and ask who is silent, until cancelled."""
         before: frozenset[int] = frozenset()
+        awaited = False
         while True:
             await asyncio.sleep(self._stray_seconds)
             strays = self._ledger.strays(self._nodes())
@@ -83,8 +84,10 @@ class LoadReportServer:
             self._end(strays & before, "another control plane configures this Envoy")
             before = strays
             self._end_overdue()
-            # A client may have been gone for so long that it is no longer waited for.
-            self._on_change()
+            if awaited:
+                # A client may have been gone for so long that it is no longer waited for.
+                self._on_change()
+            awaited = self._client_ledger.awaits_return(self._clock())
 
     def _end(self, numbers: Iterable[int], reason: str) -> None:
         for number in numbers:

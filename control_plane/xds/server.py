@@ -295,7 +295,7 @@ class XdsServer:
 
     def _moved(self, connection: Connection) -> None:
         for event in connection.machine.events():
-            self._tell(event)
+            self._tell(event, connection)
             change = judge(connection.view.table, event, connection.peer, time.time())
             if change is not None:
                 self.publish(change, connection.view)
@@ -307,7 +307,7 @@ class XdsServer:
         if back is not None:
             # One only: several Envoys may go by one node id.
             self._lost.remove(back)
-        self._tell(Connected(connection.node, connection.peer))
+        self._tell(Connected(connection.node, connection.peer), connection)
         self._retry_withheld(connection.view)
 
     def _retry_withheld(self, view: View) -> None:
@@ -327,7 +327,7 @@ class XdsServer:
         now = self._clock()
         _add(self._ended_totals, connection.machine.counters())
         for event in connection.machine.events():
-            self._tell(event)
+            self._tell(event, connection)
         if not self._closing and connection.node:
             # It goes on with the configuration that it has, and will be back in a moment, here or elsewhere.
             revision = connection.machine.converged_revision(now)
@@ -335,13 +335,13 @@ class XdsServer:
             until = now + self._settle_seconds
             self._lost.append(_Lost(until, connection.key, connection.view, revision, client))
             self._later(self._settle_seconds)
-        self._tell(Disconnected(connection.node, connection.peer, detail))
+        self._tell(Disconnected(connection.node, connection.peer, detail), connection)
         if not self._connections:
             self._all_ended.set()
         self._on_change()
 
-    def _tell(self, event: StreamEvent) -> None:
-        tell(event)
+    def _tell(self, event: StreamEvent, connection: Connection) -> None:
+        tell(event, "Envoy" if connection.view.proxies else "gRPC client")
         self._on_event(event)
 
 

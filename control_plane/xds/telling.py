@@ -16,17 +16,18 @@ REASON = 500
 """Characters of a NACK's message that are logged."""
 
 
-def tell(event: StreamEvent) -> None:
-    """Log one event."""
+def tell(event: StreamEvent, who: str = "Envoy") -> None:
+    """Log one event. `who`: the kind of client that it is about."""
     match event:
         case Connected():
-            log.info("Envoy %s at %s: connected", event.node, event.peer)
+            log.info("%s %s at %s: connected", who, event.node, event.peer)
         case Disconnected():
-            log.info("Envoy %s at %s: disconnected, %s", event.node, event.peer, event.detail)
+            log.info("%s %s at %s: disconnected, %s", who, event.node, event.peer, event.detail)
         case Refused():
             what = "; looking for the one to blame" if event.searching else ""
             log.warning(
-                "Envoy %s refused %s %s%s: %s",
+                "%s %s refused %s %s%s: %s",
+                who,
                 event.node,
                 short_type(event.type_url),
                 _listed(event.names),
@@ -36,7 +37,8 @@ def tell(event: StreamEvent) -> None:
             )
         case HeldTooLong():
             log.warning(
-                "Envoy %s is sent %s %s now, which waited too long for %s",
+                "%s %s is sent %s %s now, which waited too long for %s",
+                who,
                 event.node,
                 short_type(event.type_url),
                 _listed(event.names),
