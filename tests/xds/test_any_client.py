@@ -239,10 +239,13 @@ class AnyClient(RuleBasedStateMachine):
         assert self.stream.outgoing(self.now) == []
         assert self.stream.unanswered == 0
         if not any(each.refused for each in self.stream.status().values()):
-            assert self.stream.converged_revision(self.now) == self.table.revision
+            # envoy#36951: of who asks for endpoints of our clusters, but not for those, nothing is claimed.
+            away = CDS not in self.asked and not self.names[EDS].isdisjoint(self.table.entries(CDS))
+            expected = 0 if EDS in self.asked and away else self.table.revision
+            assert self.stream.converged_revision(self.now) == expected
 
 
 TestAnyClient = AnyClient.TestCase
 TestAnyClient.settings = settings(
-    max_examples=80, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=40, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
 )
