@@ -32,12 +32,14 @@ MODELS, RATE = 150, 100.0
 
 
 @pytest_asyncio.fixture
-async def fleet(tmp_path: Path) -> AsyncIterator[Fleet]:
-    """Two control planes and two instances, and no Envoy yet."""
-    async with Fleet(tmp_path, replicas=2) as fleet:
+async def fleet(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[Fleet]:
+    """Two control planes, with the flags that the test names, and two instances; no Envoy yet."""
+    async with Fleet(tmp_path, replicas=2, flags=getattr(request, "param", ())) as fleet:
         yield fleet
 
 
+# Longer than by default: on a busy machine an Envoy may be away for more than three seconds.
+@pytest.mark.parametrize("fleet", [("--settle-time", "8")], indirect=True)
 async def test_models_come_move_and_go_while_control_planes_are_killed(fleet: Fleet) -> None:
     """Each control plane is killed in turn, then both at once, and each time waited for; so are the Envoys'
     acknowledgements of every step."""
@@ -68,8 +70,8 @@ async def test_models_come_move_and_go_while_control_planes_are_killed(fleet: Fl
 
 
 async def test_what_is_said_to_have_converged_has(fleet: Fleet) -> None:
-    """Two Envoys; one is stopped like a machine that hangs. Waits until it is declared dead (10 s and 3 s of pings, and
-    the time after which it counts as gone), and after it was woken, until it is back."""
+    """Two Envoys; one is stopped like a machine that hangs. Waits until it is declared dead, which the log must say
+    before anything is claimed without it, and after it was woken, until it is back."""
     async with AsyncExitStack() as stack:
 
         async def connect() -> Any:
@@ -105,9 +107,11 @@ async def test_what_is_said_to_have_converged_has(fleet: Fleet) -> None:
             assert declared_dead() or not done, "convergence was claimed of an Envoy that hangs"
             return done
 
-        await eventually(converged, "the hanging Envoy to be given up", 40)
-        waited = time.monotonic() - frozen
-        assert 10 <= waited < 25, waited
-        hung.child.thaw()
+        try:
+            await eventually(converged, "the hanging Envoy to be given up", 40)
+        finally:
+            hung.child.thaw()
+        # A ping is sent every 10 s, and the first one after the stop is given 3 s; then come the 3 s of --settle-time.
+        assert 5.9 <= time.monotonic() - frozen < 30
         await eventually(lambda: hung.stats("connected_state")["control_plane.connected_state"] == 1, "it to be back")
         assert await read_own_writes(fleet, calls, 3, "again") == []
