@@ -11,6 +11,7 @@ from typing import Any
 import grpc.aio
 
 from bench.churn.instances import HOLD
+from bench.errors import BenchError
 from registry.etcd import EtcdClient
 from registry.keys import InstanceKey, Keyspace, PlaneKey, ReadyKey
 from registry.leased import LeasedKeys
@@ -79,7 +80,12 @@ class Writer:
 
     async def _tell(self, **document: Iterable[Servable]) -> None:
         call: Any = self._channel.unary_unary(HOLD)
-        await call(json.dumps(document).encode(), timeout=20, wait_for_ready=True)
+        try:
+            await call(json.dumps(document).encode(), timeout=20, wait_for_ready=True)
+        except grpc.aio.AioRpcError as error:
+            raise BenchError(
+                f"instance {self.name} does not do as it is told: {error.code().name}, {error.details()}"
+            ) from None
 
     def _set(self, servables: Iterable[Servable], state: ReadyState) -> None:
         record = ReadyRecord(state, "127.0.0.1", self.port, several_versions=self.several_versions)
