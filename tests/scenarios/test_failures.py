@@ -216,11 +216,14 @@ async def test_envoy_restarted_opens_its_port_with_everything_known(stack: Stack
     await start(stack, models, "ab")
     async with Load(stack.grpc, REQUEST, rest=0.002) as load:
         await load.more(100)
+
+        def back_for(count: int) -> bool:
+            return all(outcome.code is grpc.StatusCode.OK for outcome in load.outcomes[-count:])
+
         stack.envoy.child.kill()
+        await eventually(lambda: load.failures, "clients to notice")
         stack.start_envoy()
         await stack.envoy.ready()
-        await eventually(lambda: load.outcomes[-1].code is grpc.StatusCode.OK, "the first answer")
-        await load.more(100)
+        await eventually(lambda: back_for(100), "every client to be back")
     assert {outcome.code for outcome in load.failures} <= {grpc.StatusCode.UNAVAILABLE}
     assert not [outcome for outcome in load.failures if "No instance" in outcome.details]
-    assert all(outcome.code is grpc.StatusCode.OK for outcome in load.outcomes[-100:])

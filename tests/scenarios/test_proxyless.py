@@ -34,7 +34,7 @@ async def through_envoy(channel: grpc.aio.Channel) -> list[object]:
         await call
     except grpc.aio.AioRpcError as error:
         return [started, error.code().name, error.details()]
-    return [started, "OK", dict(await call.initial_metadata())["identity"]]
+    return [started, "OK", dict(await call.trailing_metadata())["identity"]]
 
 
 def shares(outcomes: list[list[object]], since: float = 0.0) -> Counter[object]:

@@ -13,7 +13,9 @@ import grpc.aio
 
 @dataclass
 class EchoServer:
-    """Answers every method with `IDENTITY` in the initial metadata and the request's bytes unchanged as the message.
+    """Answers every method with `IDENTITY` in the trailing metadata and the request's bytes unchanged as the message.
+
+    All of an answer is one write, so that one which is killed leaves no half of it: no proxy could retry that.
 
     `delay`: seconds to think first. `fail_with`: answer this status instead. `seen` keeps what arrived; `active` counts
     what is being thought about.
@@ -55,7 +57,7 @@ class EchoServer:
                 self.active -= 1
         if self.fail_with is not None:
             await context.abort(self.fail_with, f"{self.identity} was told to fail")
-        await context.send_initial_metadata((("identity", self.identity),))
+        context.set_trailing_metadata((("identity", self.identity),))
         return request
 
 

@@ -26,7 +26,7 @@ STATUS = "/tensorflow.serving.ModelService/GetModelStatus"
 
 @dataclass(frozen=True)
 class Answer:
-    """What a client saw: OK with the message and the initial metadata, or a code with its details."""
+    """What a client saw: OK with the message and the trailing metadata, or a code with its details."""
 
     code: grpc.StatusCode
     details: str = ""
@@ -68,7 +68,7 @@ class Fleet:
         call = self.channel.unary_unary(method)(body, metadata=pairs, timeout=timeout)
         try:
             message = await call
-            return Answer(grpc.StatusCode.OK, "", message, dict(await call.initial_metadata()))
+            return Answer(grpc.StatusCode.OK, "", message, dict(await call.trailing_metadata()))
         except grpc.aio.AioRpcError as error:
             return Answer(error.code(), error.details() or "")
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
+import random
 import shutil
 import signal
 import socket
@@ -11,16 +13,28 @@ import subprocess
 import sys
 import sysconfig
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
+from modelplane.local.ports import is_free
+
+
+def _own_ports() -> Iterator[int]:
+    """Ports below those that the kernel gives to outgoing connections, which could take one before its server does. The
+    workers of a parallel run have a tenth of them each, and use none twice before all were used."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 10
+    first, size = 10_000 + worker * 1_000, 1_000
+    offset = random.randrange(size)
+    return (first + (offset + number) % size for number in itertools.count())
+
+
+_ports = _own_ports()
+
 
 def free_port() -> int:
-    """A TCP port on 127.0.0.1 that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A TCP port on 127.0.0.1 that was free a moment ago, and that nobody else is likely to take."""
+    return next(port for port in _ports if is_free("127.0.0.1", port))
 
 
 def binary(name: str) -> str:

@@ -30,7 +30,7 @@ class Client:
             _, call = self._channel.unary_unary(method).with_call(body, timeout=timeout)
         except grpc.RpcError as error:
             return [started, error.code().name, error.details()]
-        return [started, "OK", dict(call.initial_metadata())["identity"]]
+        return [started, "OK", dict(call.trailing_metadata())["identity"]]
 
     def requests(self, body: bytes, count: int, timeout: float, method: str = PREDICT) -> list[list[Any]]:
         """One after the other."""
