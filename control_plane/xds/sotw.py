@@ -147,7 +147,8 @@ class SotwStream(Stream):
             return
         self._catch_up(subscription, flight, request)
         newer = next((each for each in subscription.flights.values() if each.sequence > flight.sequence), None)
-        if subscription.whole is None or newer is None or not request.HasField("error_detail"):
+        refused = request.HasField("error_detail") and flight.nonce in subscription.flights
+        if subscription.whole is None or newer is None or not refused:
             subscription.doubted = False
             self._answered(subscription.type_url, request, now)
             return

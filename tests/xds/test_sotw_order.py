@@ -192,3 +192,16 @@ def test_a_nack_that_tells_which_of_two_responses_is_used_blames_the_other():
     talk.known[CDS].version = first.version_info
     assert talk.nack(second, "c is bad") == []
     assert talk.stream.status()[CDS].refused == ("c",)
+
+
+def test_a_nack_that_uses_the_very_response_is_about_one_before_and_leaves_the_next_its_own_answer():
+    talk = envoy_like(cluster("a"), endpoints("a", 1))
+    (first,) = talk.change(cluster("b"))
+    talk.change(cluster("c"))
+    (second,) = talk.wait(0.2)
+    talk.known[CDS].version = first.version_info
+    talk.nack(first)
+    assert talk.stream.unanswered == 1
+    talk.ack(second)
+    assert talk.converged == talk.revision
+    assert talk.stream.counters()[CDS].nacked == 1
