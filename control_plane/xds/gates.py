@@ -45,7 +45,9 @@ class Gates:
 
     def suspect(self, clusters: Iterable[str], now: float) -> None:
         """The client has refused these by themselves, or may have."""
-        self._suspects.append((now + self._limits.suspect_seconds, self._order.warming.keys() & set(clusters)))
+        order = self._order
+        warming = {name for name in clusters if name in order.warming or name in order.leaving}
+        self._suspects.append((now + self._limits.suspect_seconds, warming))
 
     def give_up(self, now: float) -> None:
         """Envoy asks at once for the EDS of a cluster that it takes. What was refused, and it has not asked for in a

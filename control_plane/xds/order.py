@@ -47,6 +47,9 @@ class Order:
     held: dict[Key, list[tuple[int, Resource | None]]] = field(default_factory=dict)
     settled: bool = False
     """The client has said what it holds of every type that we have."""
+    leaving: dict[str, int] = field(default_factory=dict)
+    """Clusters that were warming when the table lost them, and of which the removal has not gone out: until then they
+    warm on at the client, and that matters again if they come back."""
     removed: set[str] = field(default_factory=set)
     """Clusters that the table has lost since `waiting` was looked through last."""
     released: bool = True
@@ -54,12 +57,19 @@ class Order:
 
     def cluster_due(self, name: str) -> None:
         """A cluster is to be sent: not usable until its EDS is ACKed after that."""
+        self._back(name)
         self.warming.setdefault(name, None)
 
     def cluster_not_due(self, name: str) -> None:
-        """The client has the cluster after all: the change was taken back before it was sent."""
+        """The client has the cluster after all, or is about to: the change was taken back before it was sent."""
+        self._back(name)
         if self.warming.get(name, 0) is None:
             self.cluster_gone(name)
+
+    def _back(self, name: str) -> None:
+        sent = self.leaving.pop(name, None)
+        if sent is not None:
+            self.warming[name] = sent
 
     def cluster_sent(self, name: str, sequence: int, *, has_endpoints: bool) -> None:
         """A cluster went out; one without an EDS resource is usable from there on, since a stream is in order."""
@@ -69,14 +79,18 @@ class Order:
             self.cluster_gone(name)
 
     def cluster_gone(self, name: str) -> None:
-        """Nothing waits for this cluster any longer: it was removed, or given up."""
+        """Nothing waits for this cluster any longer: its removal went out, or it was given up."""
+        self.leaving.pop(name, None)
         self.warming.pop(name, None)
         for waiting in self.waiting.values():
             waiting.clusters.pop(name, None)
 
     def cluster_removed(self, name: str) -> None:
         """The table no longer has this cluster."""
+        sent = self.warming.get(name) or self.leaving.get(name)
         self.cluster_gone(name)
+        if sent is not None:
+            self.leaving[name] = sent
         self.removed.add(name)
         self.released = True
 
@@ -93,6 +107,8 @@ class Order:
     def endpoints_acked(self, names: Iterable[str], sequence: int) -> None:
         """EDS of these clusters, sent in that response, was ACKed: usable, if no CDS of them went out after it."""
         for name in names:
+            if self.leaving.get(name, sequence) < sequence:
+                del self.leaving[name]
             sent = self.warming.get(name, 0)
             if sent is not None and sent < sequence:
                 self.warming.pop(name, None)
@@ -102,7 +118,7 @@ class Order:
 
     def endpoints_forgotten(self, name: str) -> None:
         """The client has dropped this EDS subscription: no ACK of it will come, unless its cluster is on its way."""
-        if name not in self.warming:
+        if name not in self.warming and name not in self.leaving:
             self.cluster_gone(name)
 
     def names(self, type_url: str) -> Iterator[str]:

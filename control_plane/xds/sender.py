@@ -171,6 +171,8 @@ class Sender:
             self._put(subscription, flight, resource, now)
         for name in removals:
             subscription.sent(flight, name, None)
+            if subscription.type_url == CLUSTER:
+                self._order.cluster_gone(name)
         subscription.fly(flight, now)
         subscription.counters.responses += 1
         subscription.counters.sent += len(puts)

@@ -3,7 +3,20 @@
 from __future__ import annotations
 
 from control_plane.xds.events import HeldTooLong
-from tests.xds.client import CDS, ECDS, EDS, LDS, Talk, cluster, endpoints, envoy_like, listener, names, router
+from tests.xds.client import (
+    CDS,
+    ECDS,
+    EDS,
+    LDS,
+    Talk,
+    cluster,
+    endpoints,
+    envoy_like,
+    listener,
+    names,
+    request,
+    router,
+)
 
 A, B, C = cluster("a"), cluster("b"), cluster("c")
 EA, EB, EC = endpoints("a", 1), endpoints("b", 2), endpoints("c", 3)
@@ -226,6 +239,43 @@ def test_a_router_that_waits_for_a_cluster_which_is_removed_meanwhile_is_never_s
     sent = talk.change(router("a", version=3), removes=[(CDS, "b"), (EDS, "b")])
     (policy,) = (response for response in sent if response.type_url == ECDS)
     assert policy.resources[0].version == router("a", version=3).version
+
+
+def test_a_router_waits_for_a_cluster_that_warms_and_was_taken_away_and_back_meanwhile():
+    talk = envoy_like(A, EA, router("a"))
+    (clusters,) = talk.change(B, EB)
+    talk.stream.notice(talk.table.update((), [(CDS, "b"), (EDS, "b")], 3), talk.now)
+    assert talk.change(B, EB, router("a", "b", version=2), revision=4) == [], "the client is about to have it"
+    (endpoint,) = talk.ask(EDS, ["b"])
+    assert talk.ack(clusters) == []
+    (policy,) = talk.ack(endpoint)
+    assert policy.type_url == ECDS
+    talk.ack_all()
+    assert talk.converged == talk.revision
+
+
+def test_a_router_does_not_wait_for_a_cluster_that_was_away_while_its_endpoints_were_taken():
+    talk = envoy_like(A, EA, router("a"))
+    talk.change(B, EB)
+    (endpoint,) = talk.ask(EDS, ["b"])
+    talk.stream.notice(talk.table.update((), [(CDS, "b")], 3), talk.now)
+    talk.stream.receive(request(EDS, nonce=endpoint.nonce), talk.now)
+    (policy,) = talk.change(B, router("a", "b", version=2), revision=4)
+    assert policy.type_url == ECDS
+
+
+def test_a_router_waits_for_the_endpoints_of_a_cluster_that_was_removed_and_has_come_back():
+    talk = envoy_like(A, EA, router("a"))
+    talk.change(B, EB)
+    (endpoint,) = talk.ask(EDS, ["b"])
+    removed = talk.change(removes=[(CDS, "b"), (EDS, "b")])
+    assert [response.type_url for response in removed] == [CDS]
+    (again,) = talk.change(B, EB, router("a", "b", version=2))
+    assert again.type_url == CDS
+    (fresh,) = talk.ack(endpoint)
+    assert fresh.type_url == EDS, "the first were of the cluster that was removed"
+    (policy,) = talk.ack(fresh)
+    assert policy.type_url == ECDS
 
 
 def test_a_router_that_is_asked_for_while_it_waits_and_then_taken_back_ends_as_it_was():
