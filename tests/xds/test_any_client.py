@@ -6,13 +6,13 @@ from __future__ import annotations
 
 import hypothesis.strategies as st
 from envoy.config.route.v3 import route_pb2
-from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from control_plane.resources.resource import ROUTE_CONFIGURATION, Resource, pack
 from control_plane.xds.delta import DeltaStream
 from control_plane.xds.table import ResourceTable
 from tests.xds.client import CDS, ECDS, EDS, LDS, Response, cluster, endpoints, listener, request, router
+from tests.xds.session_settings import sessions
 
 RDS = ROUTE_CONFIGURATION
 KINDS = (CDS, EDS, LDS, RDS, ECDS)
@@ -246,6 +246,4 @@ class AnyClient(RuleBasedStateMachine):
 
 
 TestAnyClient = AnyClient.TestCase
-TestAnyClient.settings = settings(
-    max_examples=40, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
-)
+TestAnyClient.settings = sessions(40, steps=30)

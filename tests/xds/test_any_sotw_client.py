@@ -3,10 +3,9 @@ repeats, what it no longer has to have is left out of a response, and a request 
 
 from __future__ import annotations
 
-from hypothesis import HealthCheck, settings
-
 from control_plane.xds.sotw import SotwStream, no_endpoints
 from tests.xds.client import EDS
+from tests.xds.session_settings import sessions
 from tests.xds.sotw_client import Response, held, request
 from tests.xds.test_any_client import NAMES, ROOTS, AnyClient
 
@@ -82,6 +81,4 @@ class AnySotwClient(AnyClient):
 
 
 TestAnySotwClient = AnySotwClient.TestCase
-TestAnySotwClient.settings = settings(
-    max_examples=40, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
-)
+TestAnySotwClient.settings = sessions(40, steps=30)

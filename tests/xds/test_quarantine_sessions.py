@@ -10,7 +10,6 @@ from typing import Any
 
 import hypothesis.strategies as st
 from envoy.service.discovery.v3 import discovery_pb2
-from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from control_plane.resources.resource import Resource
@@ -20,6 +19,7 @@ from control_plane.xds.stream import Stream
 from control_plane.xds.table import ResourceTable, TableChange
 from control_plane.xds.warden import judge
 from tests.xds.client import CDS, ECDS, EDS, LDS, cluster, endpoints, listener, request, router
+from tests.xds.session_settings import sessions
 
 MODELS = ("a", "b", "c")
 BAD, ODD = 3, 4
@@ -225,6 +225,4 @@ class Refusals(RuleBasedStateMachine):
 
 
 TestRefusals = Refusals.TestCase
-TestRefusals.settings = settings(
-    max_examples=120, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
-)
+TestRefusals.settings = sessions(120)

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import hypothesis.strategies as st
-from hypothesis import HealthCheck, settings
 from hypothesis.stateful import invariant, precondition, rule
 
 from control_plane.xds.delta import DeltaStream
@@ -15,6 +14,7 @@ from control_plane.xds.stream import Stream
 from tests.xds import client, sotw_client
 from tests.xds.client import CDS, ECDS, EDS, LDS
 from tests.xds.session_model import FIXED, SessionModel
+from tests.xds.session_settings import sessions
 
 
 @dataclass
@@ -135,12 +135,7 @@ class DeltaSeparateSession(SeparateSession):
     delta = True
 
 
-_SETTINGS = settings(
-    max_examples=40,
-    stateful_step_count=40,
-    deadline=None,
-    suppress_health_check=list(HealthCheck),
-)
+_SETTINGS = sessions(40)
 TestSotwSeparateSession = SeparateSession.TestCase
 TestSotwSeparateSession.settings = _SETTINGS
 TestDeltaSeparateSession = DeltaSeparateSession.TestCase

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hypothesis.strategies as st
-from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from control_plane.xds.delta import DeltaStream
 from control_plane.xds.table import ResourceTable
 from tests.xds.client import CDS, ECDS, EDS, LDS, Response, cluster, endpoints, listener, request, router
+from tests.xds.session_settings import sessions
 
 MODELS = ("a", "b", "c", "d")
 FIXED = {LDS: ["grpc"], ECDS: ["router"]}
@@ -228,6 +228,4 @@ class Session(RuleBasedStateMachine):
 
 
 TestSession = Session.TestCase
-TestSession.settings = settings(
-    max_examples=150, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
-)
+TestSession.settings = sessions(150)

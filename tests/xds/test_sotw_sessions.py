@@ -4,13 +4,13 @@ and reconnects, it ends with what the table has, and nothing is taken away that 
 from __future__ import annotations
 
 import hypothesis.strategies as st
-from hypothesis import HealthCheck, settings
 from hypothesis.stateful import invariant, precondition, rule
 
 from control_plane.xds.limits import Limits
 from control_plane.xds.sotw import SotwStream, no_endpoints
 from tests.xds.client import CDS, ECDS, EDS, LDS
 from tests.xds.session_model import FIXED, SessionModel
+from tests.xds.session_settings import sessions
 from tests.xds.sotw_client import Response, held, request
 
 TICK = 0.002
@@ -189,9 +189,4 @@ class SotwSession(SessionModel):
 
 
 TestSotwSession = SotwSession.TestCase
-TestSotwSession.settings = settings(
-    max_examples=100,
-    stateful_step_count=40,
-    deadline=None,
-    suppress_health_check=list(HealthCheck),
-)
+TestSotwSession.settings = sessions(100)
