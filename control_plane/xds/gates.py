@@ -37,6 +37,7 @@ class Gates:
         self._only_type = only_type
         self._suspects: list[tuple[float, set[str]]] = []
         self._clusters_expected_by: float | None = None
+        self._endpoints_taken: set[str] = set()
 
     def next_deadline(self) -> float | None:
         """When to call `give_up` and `endpoints_again`; None: no need."""
@@ -65,6 +66,11 @@ class Gates:
         """
         self._clusters_expected_by = now + self._limits.suspect_seconds
 
+    def endpoints_acked(self, names: Iterable[str]) -> None:
+        """The client has taken endpoints of these: they don't warm, since no clusters were sent after that."""
+        if self._clusters_expected_by is not None:
+            self._endpoints_taken.update(names)
+
     def is_away_from_clusters(self) -> bool:
         """Whether it is such an Envoy that hasn't come back to CDS yet: it may lack any cluster, however long it takes.
         A client that asks for EDS of clusters that are not ours isn't."""
@@ -80,6 +86,7 @@ class Gates:
             return
         if CLUSTER in self._subscriptions:
             self._clusters_expected_by = None
+            self._endpoints_taken.clear()
         elif now >= self._clusters_expected_by:
             endpoints = self._subscriptions[CLUSTER_LOAD_ASSIGNMENT]
             if any(item.on_its_way for item in endpoints.items.values()):
@@ -87,15 +94,16 @@ class Gates:
                 self.expect_clusters(now)
                 return
             self._clusters_expected_by = None
+            taken, self._endpoints_taken = self._endpoints_taken, set()
             clusters = self._table.entries(CLUSTER)
             for name, entry in self._table.entries(CLUSTER_LOAD_ASSIGNMENT).items():
                 # A client without clusters of ours warms none of them.
-                if endpoints.tracks(name) and name in clusters:
+                if endpoints.tracks(name) and name in clusters and name not in taken:
                     yield name, entry.resource.version
             for type_url, name in self._table.quarantined:
                 # "Removed" ends the warming too, and Envoy keeps the endpoints that it has.
-                assignment = type_url == CLUSTER_LOAD_ASSIGNMENT
-                if assignment and endpoints.tracks(name) and self._table.withheld(type_url, name):
+                lacking = type_url == CLUSTER_LOAD_ASSIGNMENT and name not in taken
+                if lacking and endpoints.tracks(name) and self._table.withheld(type_url, name):
                     yield name, UNKNOWN
 
     def let_wait(self, now: float, sequence: int) -> None:

@@ -287,6 +287,7 @@ class Stream(ABC):
                 self._good(resource, flight.generation)
         if subscription.type_url == CLUSTER_LOAD_ASSIGNMENT:
             self._order.endpoints_acked(flight.names, flight.sequence)
+            self._gates.endpoints_acked(flight.names)
         elif subscription.type_url != CLUSTER:
             for name in flight.names:
                 self._order.acked((subscription.type_url, name), flight.sequence)

@@ -193,6 +193,17 @@ def test_a_reconnect_while_a_new_cluster_warms_gets_what_it_lacks_and_nothing_el
     assert talk.converged == talk.revision
 
 
+def test_a_reconnect_while_a_cluster_warms_is_not_sent_twice_what_it_has_taken_since():
+    talk = Talk.about(A, EA, B)
+    talk.ask(EDS, ["a", "b"], claimed=versions(EA))
+    talk.change(EB)
+    talk.ack_all()
+    (response,) = talk.wait(1.0)
+    assert names(response) == ["a"]
+    talk.ack_all()
+    assert talk.wait(30.0) == []
+
+
 def test_a_client_that_is_not_back_from_anywhere_is_sent_endpoints_once():
     talk = Talk.about(A, EA)
     (response,) = talk.ask(EDS, ["a"])
