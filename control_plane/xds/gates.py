@@ -38,10 +38,12 @@ class Gates:
         self._suspects: list[tuple[float, set[str]]] = []
         self._clusters_expected_by: float | None = None
         self._endpoints_taken: set[str] = set()
+        self._away_until: float | None = None
+        self._stays_away = False
 
     def next_deadline(self) -> float | None:
         """When to call `give_up` and `endpoints_again`; None: no need."""
-        times = (self._suspects[0][0] if self._suspects else None, self._clusters_expected_by)
+        times = (self._suspects[0][0] if self._suspects else None, self._clusters_expected_by, self._away_until)
         return min((time for time in times if time is not None), default=None)
 
     def suspect(self, clusters: Iterable[str], now: float) -> None:
@@ -52,7 +54,9 @@ class Gates:
 
     def give_up(self, now: float) -> None:
         """Envoy asks at once for the EDS of a cluster that it takes. What was refused, and it has not asked for in a
-        while, it does not have: nothing is to wait for that."""
+        while, it does not have: nothing is to wait for that. Nor for clusters that a client never asks for."""
+        if self._away_until is not None and now >= self._away_until:
+            self._away_until, self._stays_away = None, True
         endpoints = self._subscriptions.get(CLUSTER_LOAD_ASSIGNMENT)
         while self._suspects and self._suspects[0][0] <= now:
             for name in self._suspects.pop(0)[1]:
@@ -71,11 +75,14 @@ class Gates:
         if self._clusters_expected_by is not None:
             self._endpoints_taken.update(names)
 
-    def is_away_from_clusters(self) -> bool:
-        """Whether it is such an Envoy that hasn't come back to CDS yet: it may lack any cluster, however long it takes.
-        A client that asks for EDS of clusters that are not ours isn't."""
+    def is_away_from_clusters(self, now: float) -> bool:
+        """Whether it is such an Envoy that hasn't come back to CDS yet: it may lack any cluster. A client that asks for
+        EDS of clusters that are not ours isn't; nor is one that doesn't come: it has clusters of its own of these
+        names, and all that it is to have of us is EDS."""
         endpoints = self._subscriptions.get(CLUSTER_LOAD_ASSIGNMENT)
         if endpoints is None or CLUSTER in self._subscriptions or self._only_type is not None:
+            return False
+        if self._stays_away or (self._away_until is not None and now >= self._away_until):
             return False
         clusters = self._table.entries(CLUSTER)
         return any(name in clusters for name in endpoints.names)
@@ -114,6 +121,10 @@ class Gates:
                 del self._order.waiting[key]
         clusters = self._subscriptions.get(CLUSTER)
         endpoints = self._subscriptions.get(CLUSTER_LOAD_ASSIGNMENT)
+        if clusters is not None:
+            self._away_until = None
+        elif endpoints is not None and self._away_until is None and not self._stays_away:
+            self._away_until = now + self._limits.away_seconds
         # gRFC A27: a gRPC client names its listeners, and asks for a cluster only when it has what names it.
         listeners = self._subscriptions.get(LISTENER)
         follows = self._only_type is not None or (listeners is not None and not listeners.wildcard)

@@ -53,6 +53,7 @@ class Sender:
         self._frame = frame
         self._held_too_long = held_too_long
         self._late: dict[str, None] = {}
+        self._given_up = 0
         self.sequence = 0
 
     def outgoing(self, now: float) -> list[bytes]:
@@ -60,10 +61,7 @@ class Sender:
         responses: list[bytes] = []
         by_rank = sorted(self._subscriptions.values(), key=lambda each: _RANK.get(each.type_url, _LAST))
         for subscription in by_rank:
-            while self._window_open(subscription, now):
-                response = self._respond(subscription, now)
-                if response is None:
-                    break
+            while (response := self._respond(subscription, now)) is not None:
                 responses.append(response)
         if self._late:
             self._held_too_long(CLUSTER, tuple(self._late), ())
@@ -101,7 +99,9 @@ class Sender:
 
     def _warming_at_client(self, clusters: Subscription) -> int:
         # What is due is warming too, as far as the order is concerned.
-        return len(self._order.warming) - len(clusters.puts)
+        warming = len(self._order.warming) - len(clusters.puts)
+        self._given_up = min(self._given_up, warming)
+        return warming - self._given_up
 
     def _window_open(self, subscription: Subscription, now: float) -> bool:
         size, patience = self._window(subscription)
@@ -158,11 +158,21 @@ class Sender:
     # Building
 
     def _respond(self, subscription: Subscription, now: float) -> bytes | None:
-        group = subscription.next_group()
-        puts, removals = self._choose(subscription, now) if group is None else self._of(subscription, group)
-        owed = subscription.answer_owed and not subscription.puts
+        group = None
+        owed = False
+        puts: list[Resource]
+        removals: list[str] = []
+        if self._window_open(subscription, now):
+            group = subscription.next_group()
+            puts, removals = self._choose(subscription, now) if group is None else self._of(subscription, group)
+            owed = subscription.answer_owed and not subscription.puts
+        else:
+            puts = self._for_warming(subscription)
         if not (puts or removals or owed):
             return None
+        if subscription.type_url == CLUSTER and self._warming_at_client(subscription) > self._limits.warming_clusters:
+            # Waited for in vain, as with a client that never asks for their EDS: the next ones don't wait for them.
+            self._given_up += self._warming_at_client(subscription)
         subscription.answer_owed = False
         self.sequence += 1
         moment = self._table.moment
@@ -204,6 +214,30 @@ class Sender:
                 break
             removals.append(name)
         return puts, removals
+
+    def _for_warming(self, endpoints: Subscription) -> list[Resource]:
+        """What goes though the window is full: the endpoints of new clusters. The client has no older state to go on
+        with, so there is nothing to merge, and a new model would wait for the answer to something else. But no more
+        than a client warms at once, and nothing while a bad one is looked for: that would join what was parted."""
+        in_flight = sum(len(flight.names) for flight in endpoints.flights.values())
+        room = self._limits.warming_clusters - in_flight
+        full = room <= 0 or len(endpoints.flights) >= self._limits.warming_window
+        if endpoints.type_url != CLUSTER_LOAD_ASSIGNMENT or full or endpoints.groups:
+            return []
+        size = 0
+        chosen: list[Resource] = []
+        warming, puts = self._order.warming, endpoints.puts
+        fewer: Iterable[str] = warming if len(warming) < len(puts) else puts
+        for name in fewer:
+            if warming.get(name) is None or name not in puts or endpoints.items[name].expected is not None:
+                continue
+            resource = self._look(CLUSTER_LOAD_ASSIGNMENT, name)
+            assert resource is not None
+            size += framed_size(resource)
+            if chosen and (size > self._limits.response_bytes or len(chosen) >= room):
+                break
+            chosen.append(resource)
+        return chosen
 
     def _of(self, subscription: Subscription, group: list[str]) -> tuple[list[Resource], list[str]]:
         """All of a group, or as much as fits; the rest is the next group."""

@@ -40,7 +40,8 @@ class SotwStream(Stream):
         self, table: ResourceTable, now: float, limits: Limits | None = None, only_type: str | None = None
     ) -> None:
         # "Resource updates": a nonce is stale once a newer one was sent, so the next response waits for the answer.
-        super().__init__(table, now, replace(limits or Limits(), window=1, endpoint_window=1), only_type)
+        one = replace(limits or Limits(), window=1, endpoint_window=1, warming_window=1)
+        super().__init__(table, now, one, only_type)
         self._absent: dict[str, Resource] = {}
 
     # Requests

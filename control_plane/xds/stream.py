@@ -153,7 +153,7 @@ class Stream(ABC):
     def converged_revision(self, now: float) -> int:
         """The newest registry revision whose consequences the client has acknowledged; 0 while that can't be known."""
         self._settle(now)
-        if not self._order.settled or self._gates.is_away_from_clusters():
+        if not self._order.settled or self._gates.is_away_from_clusters(now):
             return 0
         return self._table.converged(self._outstanding.lowest())
 

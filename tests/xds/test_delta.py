@@ -164,7 +164,7 @@ def test_nothing_is_claimed_of_an_envoy_that_has_not_come_back_to_its_clusters()
     talk = Talk.about(A, EA, B, EB)
     talk.ask(EDS, ["a"], claimed=versions(EA))
     talk.ask(LDS)
-    talk.wait(60.0)
+    talk.wait(29.0)
     talk.ack_all()
     assert talk.converged == 0
     talk.ask(CDS, claimed=versions(A))

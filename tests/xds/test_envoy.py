@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from functools import partial
 
 import pytest
 
 from control_plane.catalog import Address
 from control_plane.xds.events import Disconnected, HeldTooLong, Refused
+from control_plane.xds.limits import Limits
 from tests.support.processes import free_port
 from tests.support.waiting import eventually
 from tests.xds.client import CDS, ECDS, EDS, LDS
@@ -210,3 +212,52 @@ async def test_an_envoy_of_two_control_planes_reports_to_the_one_that_configures
                 await eventually(reports_where_it_is_configured, "both streams to be with one control plane again")
         finally:
             await other.stop()
+
+
+def own_cluster(bootstrap: str) -> str:
+    """No clusters from the control plane, but one of its own whose endpoints come from there."""
+    lines = [line for line in bootstrap.splitlines() if "cds_config" not in line]
+    cluster = (
+        "    - name: a",
+        "      type: EDS",
+        "      connect_timeout: 1s",
+        "      eds_cluster_config: { eds_config: { ads: {}, resource_api_version: V3 } }",
+    )
+    place = lines.index("  clusters:") + 1
+    return "\n".join((*lines[:place], *cluster, *lines[place:])) + "\n"
+
+
+async def test_an_envoy_with_clusters_of_its_own_holds_no_drain_up_for_ever(tmp_path):
+    """Waits until what an Envoy acknowledges counts that never asks for clusters."""
+    port = free_port()
+    async with Backend().running() as one, Backend().running() as two:
+        resources = (eds_cluster("a"), assignment("a", one.port, two.port), listener(port, discovered=False))
+        limits = Limits(away_seconds=4.0)
+        async with plane_and_envoy(tmp_path, *resources, edit_bootstrap=own_cluster, limits=limits) as (plane, _):
+            assert await ask(port, cluster="a") == 200
+            assert not plane.converged(plane.revision)
+            await eventually(lambda: plane.converged(plane.revision), "the Envoy to count")
+            last = plane.change(assignment("a", one.port, two.port, draining=[two.port]))
+            await eventually(lambda: plane.converged(last), "the drain to be acknowledged")
+            served = two.served
+            assert [await ask(port, cluster="a") for _ in range(6)] == [200] * 6
+            assert two.served == served
+
+
+async def answers(port: int, cluster: str) -> bool:
+    return await ask(port, cluster=cluster) == 200
+
+
+async def test_new_clusters_get_their_endpoints_while_no_change_of_others_may_be_sent(tmp_path):
+    """Waits until each of 20 new models is answered, with a window for EDS that is always full."""
+    port = free_port()
+    limits = Limits(endpoint_window=0, endpoint_patience_seconds=600.0)
+    async with Backend().running() as backend:
+        resources = (eds_cluster("a"), assignment("a", backend.port), listener(port, discovered=False))
+        async with plane_and_envoy(tmp_path, *resources, limits=limits) as (plane, _):
+            for number in range(20):
+                name = f"m{number}"
+                plane.change(eds_cluster(name), assignment(name, backend.port))
+                plane.change(assignment("a", backend.port, port + number))
+                await eventually(partial(answers, port, name), f"{name} to be answered")
+            assert not plane.converged(plane.revision), "the endpoints that Envoy has an older state of had to wait"

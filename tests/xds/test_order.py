@@ -324,6 +324,52 @@ def test_clusters_do_not_wait_for_ever_for_a_client_that_warms_very_many():
     assert names(response) == ["d"]
 
 
+def test_a_client_that_never_asks_for_the_endpoints_of_many_clusters_is_waited_for_once():
+    talk = Talk.about(cluster("a"), endpoints("a", 1), listener(), window=1, warming_clusters=2)
+    for kind in (CDS, LDS):
+        talk.ask(kind)
+    talk.ack_all()
+    talk.wait(3.0)
+    late = 0
+    for number in range(12):
+        if not talk.change(cluster(f"m{number}"), endpoints(f"m{number}", 1)):
+            late += 1
+            assert talk.wait(5.0)
+        talk.ack_all()
+    assert talk.stream.status()[CDS].sent == 13
+    assert late == 3, "every fourth"
+
+
+def test_endpoints_of_a_new_cluster_do_not_wait_for_the_answer_to_others():
+    talk = envoy_like(A, EA)
+    (unanswered,) = talk.change(endpoints("a", 2))
+    assert talk.change(endpoints("a", 3)) == [], "what the client has an older state of merges"
+    (clusters,) = talk.change(B, EB)
+    (response,) = talk.ask(EDS, ["b"])
+    assert (response.type_url, names(response)) == (EDS, ["b"])
+    assert talk.change(endpoints("b", 5)) == [], "sent since, so it merges too"
+    talk.ack(clusters)
+    talk.ack(response)
+    assert talk.converged == 1, "the first one is still owed an answer"
+    (last,) = talk.ack(unanswered)
+    assert names(last) == ["a", "b"]
+    talk.ack_all()
+    assert talk.converged == talk.revision
+
+
+def test_a_client_that_answers_nothing_is_sent_the_endpoints_of_no_more_clusters_than_it_warms():
+    talk = envoy_like(A, EA, warming_clusters=3, warming_window=2)
+    (first,) = talk.change(endpoints("a", 2))
+    talk.change(B, EB, C, EC)
+    more = [cluster(f"m{number}") for number in range(4)]
+    talk.change(*more, *(endpoints(each.name, 1) for each in more))
+    (response,) = talk.ask(EDS, ["b"])
+    assert names(response) == ["b"]
+    assert talk.ask(EDS, ["c", *(each.name for each in more)]) == [], "two unanswered, of which one is for warming"
+    (response,) = talk.ack(first)
+    assert names(response) == ["c", "m0"], "three clusters at once"
+
+
 def test_a_router_waits_for_a_client_that_has_not_asked_for_its_clusters_yet():
     """envoy#36951: one that reconnects while a cluster warms asks for EDS and ECDS, and for CDS only after that."""
     talk = Talk.about(cluster("old"), endpoints("old", 1), cluster("new"), endpoints("new", 1), router("new"))
@@ -344,3 +390,29 @@ def test_a_router_is_not_held_for_ever_from_a_client_that_never_asks_for_cluster
     assert talk.stream.next_deadline() is not None
     assert talk.wait(9.9) == []
     assert [response.type_url for response in talk.wait(0.2)] == [ECDS]
+
+
+def test_a_client_that_asks_for_endpoints_of_our_clusters_and_never_for_clusters_holds_no_drain_up_for_ever():
+    """Envoy with clusters of its own, of these names, that get their endpoints from here."""
+    talk = Talk.about(A, EA)
+    talk.ask(EDS, ["a"])
+    talk.ack_all()
+    talk.wait(29.0)
+    talk.ack_all()
+    assert talk.converged == 0, "envoy#36951: it may be about to come back to its clusters"
+    deadline = talk.stream.next_deadline()
+    assert deadline is not None
+    assert deadline <= talk.now + 1.0
+    talk.wait(1.0)
+    assert talk.converged == talk.revision
+    assert talk.stream.next_deadline() is None
+    (response,) = talk.change(endpoints("a", 2))
+    assert talk.converged == 1, "its endpoints count"
+    talk.ack(response)
+    assert talk.converged == talk.revision
+    talk.ask(CDS)
+    assert talk.converged < talk.revision, "it has come after all"
+    talk.ack_all()
+    talk.ask(EDS, ["a"])
+    talk.ack_all()
+    assert talk.converged == talk.revision

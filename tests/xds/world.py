@@ -20,6 +20,7 @@ from envoy.extensions.filters.network.http_connection_manager.v3 import http_con
 
 from control_plane.envoy_files import render_bootstrap
 from control_plane.resources.resource import Resource, pack
+from control_plane.xds.limits import Limits
 from control_plane.xds.load_reports import LoadReportServer
 from control_plane.xds.server import SERVER_OPTIONS, XdsServer
 from control_plane.xds.table import ResourceTable
@@ -173,10 +174,13 @@ class Plane:
     events: list[object] = field(default_factory=list)
     settle_seconds: float = 0.0
     options: Mapping[str, int] = field(default_factory=dict)
+    limits: Limits = field(default_factory=Limits)
 
     async def start(self) -> None:
         self.server = grpc.aio.server(options=list((dict(SERVER_OPTIONS) | dict(self.options)).items()))
-        self.xds = XdsServer(self.table, on_event=self.events.append, settle_seconds=self.settle_seconds)
+        self.xds = XdsServer(
+            self.table, on_event=self.events.append, limits=self.limits, settle_seconds=self.settle_seconds
+        )
         self.loads = LoadReportServer(nodes=lambda: self.xds.expected_nodes, stray_seconds=0.2)
         self.server.add_generic_rpc_handlers((*self.xds.handlers(), *self.loads.handlers()))
         self.server.add_insecure_port(f"127.0.0.1:{self.port}")
@@ -216,10 +220,11 @@ async def plane_and_envoy(
     options: Mapping[str, int] | None = None,
     others: Iterable[Plane] = (),
     edit_bootstrap: Callable[[str], str] = str,
+    limits: Limits | None = None,
 ) -> AsyncIterator[tuple[Plane, Envoy]]:
     """A control plane that serves these resources, with these gRPC options changed, and an Envoy that is ready and
     knows of the others too."""
-    plane = Plane(options=options or {})
+    plane = Plane(options=options or {}, limits=limits or Limits())
     await plane.start()
     plane.change(*resources)
     admin = free_port()
