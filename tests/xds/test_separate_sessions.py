@@ -36,12 +36,12 @@ class SeparateSession(SessionModel):
     def __init__(self) -> None:
         super().__init__()
         self.lines: dict[tuple[str, str], Line] = {}
+        self.versions: dict[str, str] = {}
 
     def streams(self):
         return [line.stream for line in self.lines.values()]
 
     def connect(self) -> None:
-        self.versions: dict[str, str] = {}
         self.lines.clear()
         for kind in (CDS, LDS, ECDS):
             self._open(kind, "", FIXED.get(kind, []) if kind == ECDS else [])
