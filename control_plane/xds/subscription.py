@@ -257,12 +257,33 @@ class Subscription:
                 self._due_again(name, item, version, since, now)
                 again.append(name)
                 continue
+            if len(flight.names) > 1:
+                self._leave_to_newer(name, item, flight, since)
+                continue
             if item.refused_since is not None:
                 self.outstanding.discard(max(since, item.refused_since))
                 since = min(since, item.refused_since)
             item.refused, item.refused_since, item.refused_at = version, since, flight.sequence
         self._search(again, [name for name in again if name in named], whole=not flight.searching)
         return bool(again)
+
+    def _leave_to_newer(self, name: str, item: Item, flight: Flight, since: Moment) -> None:
+        """Nothing is proven of what this flight said of the name, and something newer was sent: what becomes of that
+        counts for both."""
+        for later in reversed(self.flights.values()):
+            if later.sequence > flight.sequence and name in later.names:
+                resource, other = later.names[name]
+                self.outstanding.discard(max(since, other))
+                later.names[name] = (resource, min(since, other))
+                return
+        if item.due is not None:
+            self._due_again(name, item, None, since, item.due_at)
+        elif item.refused_since is not None:
+            self.outstanding.discard(max(since, item.refused_since))
+            item.refused_since = min(since, item.refused_since)
+        else:
+            self.outstanding.discard(since)
+            self._drop_if_settled(name, item)
 
     def _search(self, names: list[str], named: list[str], *, whole: bool) -> None:
         if len(named) == len(names):

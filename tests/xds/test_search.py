@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from control_plane.xds.events import Refused
-from tests.xds.client import CDS, cluster, envoy_like, names
+from tests.xds.client import CDS, cluster, envoy_like, names, request
 
 
 def blame(message: str, bad: set[str], count: int = 100) -> tuple[int, list[tuple[str, ...]]]:
@@ -49,3 +49,23 @@ def test_when_all_are_bad_and_each_message_names_one_the_search_still_ends_soon(
     refusals, blamed = blame('name: "{first}"\n', everything, 64)
     assert {name for (name,) in blamed} == everything
     assert refusals <= 2 * 64
+
+
+def test_what_was_refused_beside_something_bad_is_not_blamed_if_something_newer_was_on_its_way():
+    talk = envoy_like(cluster("a"))
+    (first,) = talk.change(cluster("b"), cluster("bad"))
+    (second,) = talk.change(cluster("b", 2), cluster("worse"))
+    talk.stream.receive(request(CDS, nonce=first.nonce, error="something is bad"), talk.now)
+    talk.stream.receive(request(CDS, nonce=second.nonce, error="something is bad"), talk.now)
+    talk.sent.clear()
+    talk.change(cluster("b"))
+    taken: dict[str, str] = {}
+    while talk.sent:
+        response = talk.sent[0]
+        if {"bad", "worse"}.isdisjoint(names(response)):
+            taken |= {each.name: each.version for each in response.resources}
+            talk.ack(response)
+        else:
+            talk.nack(response)
+    assert taken == {"b": cluster("b").version}
+    assert talk.stream.status()[CDS].refused == ("bad", "worse")
