@@ -22,7 +22,11 @@ def render_grpc_bootstrap(
     if not control_planes:
         raise ValueError("no control plane's address was given; give at least one HOST:PORT")
     servers = [
-        {"server_uri": target, "channel_creds": [{"type": "insecure"}], "server_features": ["xds_v3"]}
+        {
+            "server_uri": target,
+            "channel_creds": [{"type": "insecure"}],
+            "server_features": ["xds_v3", "ignore_resource_deletion"],
+        }
         for target in _targets([split_address(address) for address in control_planes])
     ]
     node = {"id": node_id, "cluster": "modelplane"}

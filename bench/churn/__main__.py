@@ -8,10 +8,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
 from bench.churn import memory, scenarios
+from bench.churn.direct import DirectProbes
 from bench.churn.fleet import Fleet
 from bench.churn.probes import Probes
 from bench.churn.scenarios import Course
@@ -32,6 +34,13 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--replicas", type=int, default=3, metavar="N", help="control planes")
     flags.add_argument("--instances", type=int, default=6, metavar="N")
     flags.add_argument("--connections", type=int, default=4, metavar="N", help="clients' connections to Envoy")
+    flags.add_argument("--grpc-clients", type=int, default=1, metavar="N", help="processes of gRPC without a proxy")
+    flags.add_argument(
+        "--kept", type=int, default=12, metavar="N", help="models that each of these asks for over one channel"
+    )
+    flags.add_argument(
+        "--visits", type=int, default=4, metavar="N", help="channels at once for the models of the moment, each's"
+    )
     flags.add_argument("--kill", action="store_true", help="kill -9 every control plane in turn, then all at once")
     flags.add_argument(
         "--settle-time",
@@ -54,32 +63,44 @@ def parser() -> argparse.ArgumentParser:
 
 async def _churn(fleet: Fleet, args: argparse.Namespace) -> tuple[list[list[str]], int]:
     """Run the scenarios one after the other; the table's rows, and how many answers should not have been."""
-    rows = [["", "changes", "seconds", "kills", "until all Envoys have it", "answers", "wrong"]]
+    rows = [["", "changes", "seconds", "kills", "until all clients have it", "asked", "answers", "wrong"]]
     course, total_wrong = Course(args.models), 0
     steps: dict[str, Callable[[], Awaitable[float]]] = {
         "add": lambda: scenarios.add(fleet, course, args.rate),
         "move": lambda: scenarios.move(fleet, course, args.rate),
         "remove": lambda: scenarios.remove(fleet, course, args.rate, args.models // 2),
     }
-    async with Probes(fleet.address, course.choose, connections=args.connections, streams=2) as probes:
+    async with AsyncExitStack() as stack:
+        envoy = Probes(fleet.address, course.choose, connections=args.connections, streams=2)
+        clients = [_direct(fleet, course, number, args) for number in range(args.grpc_clients)]
+        for probes in (envoy, *clients):
+            await stack.enter_async_context(probes)
         for name in args.scenarios:
-            probes.outcomes.clear()
+            for probes in (envoy, *clients):
+                probes.outcomes.clear()
             started = time.monotonic()
             killing = asyncio.create_task(scenarios.kill_each(fleet, args.pause)) if args.kill else None
             last = await steps[name]()
             ended = time.monotonic()
             kills = await killing if killing else 0
-            await probes.more(500)
-            outcomes = list(probes.outcomes)
-            wrong = violations(outcomes, served=course.served, removed=course.removed)
-            total_wrong += len(wrong)
-            for outcome in wrong[:5]:
-                print(f"{name}: {outcome}", file=sys.stderr)
+            await asyncio.gather(envoy.more(500), *(client.more(200) for client in clients))
             changes = args.models // 2 if name == "remove" else args.models
-            seen = ", ".join(f"{code} {count:,}" for code, count in sorted(codes(outcomes).items()))
-            figures = f"{ended - started - last:.1f}", str(kills), f"{last:.2f} s", seen, str(len(wrong))
-            rows.append([name, f"{changes:,}", *figures])
+            figures = [f"{changes:,}", f"{ended - started - last:.1f}", str(kills), f"{last:.2f} s"]
+            for who, asked in (("Envoy", [envoy]), ("gRPC", clients)):
+                outcomes = [outcome for probes in asked for outcome in probes.outcomes]
+                wrong = violations(outcomes, served=course.served, removed=course.removed)
+                total_wrong += len(wrong)
+                for outcome in wrong[:5]:
+                    print(f"{name}, {who}: {outcome}", file=sys.stderr)
+                seen = ", ".join(f"{code} {count:,}" for code, count in sorted(codes(outcomes).items()))
+                rows.append([name, *figures, who, seen, str(len(wrong))])
     return rows, total_wrong
+
+
+def _direct(fleet: Fleet, course: Course, number: int, args: argparse.Namespace) -> DirectProbes:
+    kept = [scenarios.name(place * course.total // args.kept) for place in range(args.kept)]
+    addresses = [replica.address for replica in fleet.replicas]
+    return DirectProbes(fleet.folder, addresses, course.choose, kept, number=number, visits=args.visits)
 
 
 def _streams(fleet: Fleet) -> tuple[list[list[str]], int]:

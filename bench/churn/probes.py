@@ -74,11 +74,13 @@ class Probes:
         await eventually(lambda: len(self.outcomes) >= goal, f"{count} more requests", 60)
 
 
-async def ask(call: Any, model: str, number: int = 0, timeout: float = 20.0) -> Outcome:
+async def ask(
+    call: Any, model: str, number: int = 0, timeout: float = 20.0, *, wait_for_ready: bool = False
+) -> Outcome:
     """One request."""
     started = time.monotonic()
     try:
-        answer = await call(_request(model), timeout=timeout)
+        answer = await call(_request(model), timeout=timeout, wait_for_ready=wait_for_ready)
     except grpc.aio.AioRpcError as error:
         return Outcome(number, model, started, time.monotonic(), error.code(), error.details() or "")
     return Outcome(number, model, started, time.monotonic(), grpc.StatusCode.OK, "", answer)

@@ -9,6 +9,11 @@ comes, with all that is in flight, even at endpoints that are gone. A silent cli
 Invariant: a number is given only when each client that was connected when all had ACKed the drain (`drain`) has
 reported since, or has been gone for so long that it would be back. Who came later was told from the start and sends
 nothing there; what it reports is counted all the same, since it may be an earlier one on a new connection.
+
+A process has a client for each of its channels' targets, and all of them share one connection, so a new stream there
+may be one that we have ended and that is back, or a new channel's. While one may be back all are taken for it. Only for
+so long, though, and not for one that the client has ended itself, or a process that opens and closes channels all the
+time would never have reported.
 """
 
 from __future__ import annotations
@@ -37,23 +42,39 @@ def requests_in_progress(report: Any) -> Counter[HostPort]:
 
 
 @dataclass(slots=True)
+class _Gone:
+    """A stream that has ended. `asked`: by us, so that its client opens another on the same connection; then
+    `returned` tells whether one has been opened since."""
+
+    peer: str
+    known_since: float
+    ended: float
+    until: float
+    asked: bool
+    returned: bool = False
+
+    def awaited(self, now: float) -> bool:
+        """Whether its client may have yet to return."""
+        return now < self.until and (not self.returned or now < self.ended + _SOONEST_REPORT)
+
+
+_SOONEST_REPORT = 1.5
+"""Seconds: a client that is asked to is back after 0.8 to 1.2 s, and reports a second later."""
+
+
+@dataclass(slots=True)
 class _Reporter:
-    """One stream. `known_since`: when this client's first one began; `begun`: when this one did."""
+    """One stream. `known_since`: when this client's first one began; `begun`: when this one did; `instead`: the one
+    that it seems to be back from."""
 
     peer: str
     known_since: float
     begun: float
+    instead: _Gone | None = None
     reports: int = 0
     in_progress: Mapping[HostPort, int] = field(default_factory=dict)
     before: dict[HostPort, int] = field(default_factory=dict)
     """Drain -> how many reports had come when it was acknowledged."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Gone:
-    peer: str
-    known_since: float
-    until: float
 
 
 class ClientLedger:
@@ -73,18 +94,26 @@ class ClientLedger:
 
     def connected(self, reporter: int, peer: str, now: float) -> None:
         """A stream has begun."""
-        back = next((gone for gone in self._gone if gone.peer == peer), None)
-        if back is not None:
-            self._gone.remove(back)
-        known_since = now if back is None else back.known_since
-        self._reporters[reporter] = _Reporter(peer, known_since, now, before=dict.fromkeys(self._drains, 0))
+        asked = [gone for gone in self._gone if gone.asked and gone.peer == peer and now < gone.until]
+        instead = next((gone for gone in asked if not gone.returned), None)
+        if instead is not None:
+            instead.returned = True
+        known_since = min((gone.known_since for gone in asked), default=now)
+        before = dict.fromkeys(self._drains, 0)
+        self._reporters[reporter] = _Reporter(peer, known_since, now, instead, before=before)
 
-    def disconnected(self, reporter: int, now: float) -> None:
-        """A stream has ended."""
+    def disconnected(self, reporter: int, now: float, *, asked: bool = False) -> None:
+        """A stream has ended; `asked`: because we have ended it, for its client to open another."""
         entry = self._reporters.pop(reporter, None)
         self._gone = [gone for gone in self._gone if gone.until > now]
-        if entry is not None:
-            self._gone.append(_Gone(entry.peer, entry.known_since, now + self._return_seconds))
+        if entry is None:
+            return
+        if entry.instead is not None and not entry.reports:
+            # It was a new channel's, perhaps, and is over.
+            entry.instead.returned = False
+        # What was in flight on a channel ends with it. It is waited for all the same: the connection may have broken.
+        since = entry.known_since if asked else entry.begun
+        self._gone.append(_Gone(entry.peer, since, now, now + self._return_seconds, asked))
 
     def drain(self, endpoints: Iterable[HostPort], now: float) -> None:
         """Every client knows that these endpoints drain, and no others."""
@@ -122,7 +151,7 @@ class ClientLedger:
         expected = Counter(client.peer for client in clients if client.since <= drained)
         if expected - Counter(reporter.peer for reporter in self._reporters.values()):
             return None
-        if any(gone.known_since <= drained and now < gone.until for gone in self._gone):
+        if any(gone.known_since <= drained and gone.awaited(now) for gone in self._gone):
             return None
         if any(self._owes(reporter, endpoint) for reporter in self._reporters.values()):
             return None
@@ -130,7 +159,7 @@ class ClientLedger:
 
     def awaits_return(self, now: float) -> bool:
         """Whether `in_flight` may change by the time alone."""
-        return bool(self._drains) and any(gone.until > now for gone in self._gone)
+        return bool(self._drains) and any(gone.awaited(now) for gone in self._gone)
 
     def _owes(self, reporter: _Reporter, endpoint: HostPort) -> bool:
         drained = self._drains[endpoint]

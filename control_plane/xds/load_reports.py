@@ -146,9 +146,9 @@ class LoadReportServer:
                 await context.abort(grpc.StatusCode.UNAVAILABLE, self._ended[number])
         finally:
             del self._wakes[number]
-            self._ended.pop(number, None)
+            asked = self._ended.pop(number, None) is not None
             self._ledger.disconnected(number)
-            self._client_ledger.disconnected(number, self._clock())
+            self._client_ledger.disconnected(number, self._clock(), asked=asked)
             self._on_change()
             if not self._wakes:
                 self._all_ended.set()

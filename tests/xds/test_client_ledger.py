@@ -54,7 +54,7 @@ def test_a_client_that_reports_is_believed_at_its_second_report() -> None:
 def test_a_silent_client_is_asked_by_ending_its_stream() -> None:
     ledger = ledger_of_one()
     assert ledger.overdue(200.0) == {1}
-    ledger.disconnected(1, 200.0)
+    ledger.disconnected(1, 200.0, asked=True)
     assert ledger.in_flight(HERE, CLIENTS, 201.0) is None, "it is on its way back"
     assert ledger.in_flight(HERE, (), 201.0) is None, "even if it asks for nothing any longer"
     ledger.connected(2, ME, 201.0)
@@ -104,7 +104,7 @@ def test_drains_one_after_the_other_do_not_starve_each_other() -> None:
     ledger = ClientLedger()
     ledger.connected(1, ME, OLD)
     ledger.drain([HERE], 200.0)
-    ledger.disconnected(1, 200.0)
+    ledger.disconnected(1, 200.0, asked=True)
     ledger.connected(2, ME, 201.0)
     ledger.drain([HERE, THERE], 201.5)
     ledger.reported(2, busy(0))
@@ -113,3 +113,34 @@ def test_drains_one_after_the_other_do_not_starve_each_other() -> None:
     assert ledger.overdue(204.0) == {2}
     ledger.drain([THERE], 204.0)
     assert ledger.in_flight(HERE, CLIENTS, 204.0) is None, "a drain that begins again is a new one"
+
+
+def test_channels_that_come_and_go_on_a_shared_connection_do_not_hold_a_drain_up() -> None:
+    """A channel is opened every half second and closed before it could have reported."""
+    ledger = ledger_of_one()
+    ledger.connected(2, ME, 199.8)
+    ledger.disconnected(1, 200.0, asked=True)
+    ledger.disconnected(2, 200.3)
+    for number in range(3, 12):
+        began = 200.3 + 0.5 * (number - 3)
+        ledger.connected(number, ME, began)
+        if number == 5:
+            ledger.connected(1, ME, 201.4)
+        if number == 7:
+            ledger.reported(1, busy(3))
+        ledger.disconnected(number, began + 0.5)
+    assert ledger.in_flight(HERE, CLIENTS, 204.8) == 3
+
+
+def test_another_channel_is_not_taken_for_the_one_that_is_on_its_way_back() -> None:
+    ledger = ledger_of_one()
+    ledger.disconnected(1, 200.0, asked=True)
+    ledger.connected(2, ME, 200.2)
+    ledger.disconnected(2, 200.9)
+    assert ledger.in_flight(HERE, CLIENTS, 200.9) is None
+    ledger.connected(3, ME, 200.9)
+    ledger.connected(4, ME, 201.1)
+    ledger.reported(3, busy(0))
+    assert ledger.in_flight(HERE, CLIENTS, 202.0) is None, "this one may be the one, too"
+    ledger.reported(4, busy(2))
+    assert ledger.in_flight(HERE, CLIENTS, 202.1) == 2
