@@ -25,6 +25,8 @@ def render_grpc_bootstrap(
         {
             "server_uri": target,
             "channel_creds": [{"type": "insecure"}],
+            # A cluster that goes is in use until the client has changed over to what is there instead, which it
+            # acknowledges before (gRFC A53).
             "server_features": ["xds_v3", "ignore_resource_deletion"],
         }
         for target in _targets([split_address(address) for address in control_planes])

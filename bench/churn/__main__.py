@@ -94,6 +94,8 @@ async def _churn(fleet: Fleet, args: argparse.Namespace) -> tuple[list[list[str]
                     print(f"{name}, {who}: {outcome}", file=sys.stderr)
                 seen = ", ".join(f"{code} {count:,}" for code, count in sorted(codes(outcomes).items()))
                 rows.append([name, *figures, who, seen, str(len(wrong))])
+        waited = sum(client.waited for client in clients)
+        print(f"requests on new channels while no control plane could be reached: {waited:,}\n")
     return rows, total_wrong
 
 

@@ -27,7 +27,8 @@ class DirectProbes:
     """One process of grpcio's. `choose` names the model of the next visit, `kept` are asked all the time.
 
     `async with` starts it and ends it after the requests in flight; `outcomes` grows meanwhile. The client's `number`
-    stands for the connection in them: what one of its channels has seen, the others must see.
+    stands for the connection in them: what one of its channels has seen, the others must see. `waited` counts apart
+    what was said on channels that were opened while no control plane could be reached, before their first answer.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class DirectProbes:
         self._over: dict[int, asyncio.Event] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self.outcomes: list[Outcome] = []
+        self.waited = 0
 
     async def __aenter__(self) -> DirectProbes:
         with self._log.open("ab") as log:
@@ -110,6 +112,9 @@ class DirectProbes:
             document = json.loads(line)
             if "visit" in document:
                 self._over.pop(document["visit"]).set()
+                continue
+            if "waiting" in document:
+                self.waited += 1
                 continue
             document["code"] = grpc.StatusCode[document["code"]]
             self.outcomes.append(Outcome(self._number, **document))

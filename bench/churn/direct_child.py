@@ -2,6 +2,10 @@
 
 Lines of JSON come in, each a visit: `{"visit": 7, "model": "m", "seconds": 0.5}` opens a channel, asks over it for so
 long (null: until the input ends) and closes it. Lines go out: an outcome each, and `{"visit": 7}` when a visit is over.
+
+A channel that is opened while no control plane can be reached knows of no instance, and says so to its requests until
+one can, as an Envoy that is started then does not listen. These go out as `{"waiting": "m"}`, and the first real answer
+is waited for. (Not with wait_for_ready: C-core 1.85 leaves such a request waiting when all is well again.)
 """
 
 from __future__ import annotations
@@ -17,26 +21,32 @@ import grpc
 import grpc.aio
 
 from bench.churn.probes import ask
+from bench.churn.verdict import Outcome
 from bench.messages import METHOD
+
+PATIENCE = 20.0
+"""Seconds after which a channel that has found no control plane is a failure."""
+
+
+def _no_control_plane(outcome: Outcome) -> bool:
+    return outcome.code is grpc.StatusCode.UNAVAILABLE and "xDS channel for server" in outcome.details
 
 
 async def _visit(visit: int, model: str, seconds: float | None, rest: float, ended: asyncio.Event) -> None:
-    until = time.monotonic() + (float("inf") if seconds is None else seconds)
+    began = time.monotonic()
+    until = began + (float("inf") if seconds is None else seconds)
     async with grpc.aio.insecure_channel(f"xds:///{quote(model)}") as channel:
         call: Any = channel.unary_unary(METHOD)
-        first = True
-        while first or (time.monotonic() < until and not ended.is_set()):
-            # A channel that has only just been made knows of no instance while no control plane can be reached, as an
-            # Envoy that has only just been started does not listen: it is waited for, once.
-            outcome = await ask(call, model, wait_for_ready=first)
-            first = False
-            _say(
-                model=model,
-                started=outcome.started,
-                ended=outcome.ended,
-                code=outcome.code.name,
-                details=outcome.details,
-            )
+        configured = False
+        while not configured or (time.monotonic() < until and not ended.is_set()):
+            outcome = await ask(call, model)
+            if not configured and _no_control_plane(outcome) and time.monotonic() - began < PATIENCE:
+                _say(waiting=model)
+                await asyncio.sleep(0.05)
+                continue
+            configured = True
+            figures = {"started": outcome.started, "ended": outcome.ended, "details": outcome.details}
+            _say(model=model, code=outcome.code.name, **figures)
             await asyncio.sleep(rest)
     _say(visit=visit)
 

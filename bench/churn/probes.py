@@ -74,13 +74,11 @@ class Probes:
         await eventually(lambda: len(self.outcomes) >= goal, f"{count} more requests", 60)
 
 
-async def ask(
-    call: Any, model: str, number: int = 0, timeout: float = 20.0, *, wait_for_ready: bool = False
-) -> Outcome:
+async def ask(call: Any, model: str, number: int = 0, timeout: float = 20.0) -> Outcome:
     """One request."""
     started = time.monotonic()
     try:
-        answer = await call(_request(model), timeout=timeout, wait_for_ready=wait_for_ready)
+        answer = await call(_request(model), timeout=timeout)
     except grpc.aio.AioRpcError as error:
         return Outcome(number, model, started, time.monotonic(), error.code(), error.details() or "")
     return Outcome(number, model, started, time.monotonic(), grpc.StatusCode.OK, "", answer)

@@ -18,9 +18,10 @@ import grpc
 import pytest
 import pytest_asyncio
 
+from bench.churn.direct import DirectProbes
 from bench.churn.fleet import Fleet
 from bench.churn.probes import Probes
-from bench.churn.scenarios import Course, add, kill_each, move, read_own_writes, remove
+from bench.churn.scenarios import Course, add, kill_each, move, name, read_own_writes, remove
 from bench.churn.verdict import codes, violations
 from bench.messages import METHOD
 from tests.support.recording import everything
@@ -42,19 +43,25 @@ async def fleet(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator
 @pytest.mark.parametrize("fleet", [("--settle-time", "8")], indirect=True)
 async def test_models_come_move_and_go_while_control_planes_are_killed(fleet: Fleet) -> None:
     """Each control plane is killed in turn, then both at once, and each time waited for; so are the Envoys'
-    acknowledgements of every step."""
+    acknowledgements of every step. Beside Envoy's clients one without a proxy asks for the same."""
     await fleet.start_envoy()
     course = Course(MODELS)
-    async with Probes(fleet.address, course.choose, streams=2, rest=0.002) as probes:
+    planes, kept = [replica.address for replica in fleet.replicas], [name(number) for number in range(0, MODELS, 15)]
+    async with (
+        Probes(fleet.address, course.choose, streams=2, rest=0.002) as probes,
+        DirectProbes(fleet.folder, planes, course.choose, kept, visits=2, rest=0.02) as direct,
+    ):
         killing = asyncio.create_task(kill_each(fleet, 0.3))
         await add(fleet, course, RATE)
         await killing
         await move(fleet, course, RATE)
         await remove(fleet, course, RATE, MODELS // 2)
-        await probes.more(100)
-    wrong = violations(probes.outcomes, served=course.served, removed=course.removed)
-    assert wrong == [], Counter((outcome.code.name, outcome.details) for outcome in wrong).most_common(3)
-    assert codes(probes.outcomes)["OK"] > 300
+        await asyncio.gather(probes.more(100), direct.more(100))
+    for outcomes in (probes.outcomes, direct.outcomes):
+        wrong = violations(outcomes, served=course.served, removed=course.removed)
+        assert wrong == [], Counter((outcome.code.name, outcome.details) for outcome in wrong).most_common(3)
+        assert codes(outcomes)["OK"] > 300
+        assert codes(outcomes)["NOT_FOUND"] > 50
 
     streams = list(fleet.audits())
     assert len(streams) > 2, "Envoy was to lose its control plane more than once"
