@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any
 
 from bench.churn.audit import Audit, audit
+from bench.churn.instances import LISTENING
 from bench.churn.tap import Tap, discovery_streams
 from bench.churn.writers import Convergence, Writer
 from bench.errors import BenchError
@@ -21,7 +22,7 @@ from control_plane.envoy_files import render_bootstrap
 from registry.etcd import EtcdClient, EtcdConfig
 from tests.support.envoy import Envoy
 from tests.support.etcd import Etcd
-from tests.support.processes import ChildProcess, free_port, wait_for_port
+from tests.support.processes import ChildProcess, free_port
 from tests.support.waiting import eventually
 
 
@@ -51,6 +52,13 @@ class Replica:
         """The sum of its metrics that start with this."""
         lines = self.get("/metrics").splitlines()
         return sum(float(line.split()[-1]) for line in lines if line.startswith(name))
+
+
+def _listening(child: ChildProcess) -> bool:
+    # Its own word: to connect to a port proves only that somebody listens there, another run's instance perhaps.
+    if not child.alive():
+        raise BenchError(f"the instances have ended:\n{child.output[-3000:]}")
+    return LISTENING in child.output
 
 
 class Fleet:
@@ -96,8 +104,8 @@ class Fleet:
             command = [sys.executable, "-m", "bench.churn.instances", *map(str, ports)]
             child = ChildProcess(command, self.folder / "instances.log")
             stack.push_async_callback(asyncio.to_thread, child.stop)
+            await eventually(lambda: _listening(child), "the instances to listen", 60)
             for number, port in enumerate(ports):
-                await asyncio.to_thread(wait_for_port, port, child)
                 writer = Writer(f"i{number}", port, self.client)
                 self.writers.append(await stack.enter_async_context(writer))
             for number in range(self._count):

@@ -18,6 +18,7 @@ from control_plane.resources.wire import bytes_field
 from monitor.pb import tfs_pb2
 
 HOLD = "/bench.churn.Instance/Hold"
+LISTENING = "all instances listen"
 
 
 def version_of(answer: bytes) -> int:
@@ -69,6 +70,7 @@ async def _main(ports: Iterable[int]) -> None:
         server.add_insecure_port(f"127.0.0.1:{port}")
         await server.start()
         servers.append(server)
+    print(LISTENING, flush=True)
     await asyncio.Event().wait()
 
 

@@ -21,6 +21,7 @@ def test_several_addresses_are_one_server_where_grpc_can_say_so(addresses: list[
     document = json.loads(render_grpc_bootstrap(addresses, node_id="batch"))
     assert [server["server_uri"] for server in document["xds_servers"]] == targets
     assert document["node"]["id"] == "batch"
+    assert all("ignore_resource_deletion" in server["server_features"] for server in document["xds_servers"])
 
 
 @pytest.mark.parametrize("addresses", [[], ["nonsense"]])
