@@ -114,12 +114,12 @@ def _http_options(protocol: Protocol, settings: DataPlaneSettings) -> http_proto
 
 
 @lru_cache(maxsize=8)
-def _template(protocol: Protocol, settings: DataPlaneSettings) -> bytes:
+def cluster_template(protocol: Protocol, settings: DataPlaneSettings) -> bytes:
     """A serialised cluster without its name."""
     return bytes(cluster_message("", protocol, settings).SerializeToString(deterministic=True))
 
 
-def cluster(name: str, protocol: Protocol, settings: DataPlaneSettings, model: str) -> Resource:
-    """One cluster as a resource; its EDS resource has the same name."""
+def cluster(name: str, template: bytes, model: str) -> Resource:
+    """One cluster as a resource, from `cluster_template`; its EDS resource has the same name."""
     # Field 1 of a Cluster is its name, and protobuf writes fields in order of their numbers.
-    return pack_bytes(CLUSTER, name, string_field(1, name) + _template(protocol, settings), model=model)
+    return pack_bytes(CLUSTER, name, string_field(1, name) + template, model=model)

@@ -88,7 +88,9 @@ def _zone(name: str) -> bytes:
     return bytes_field(1, base_pb2.Locality(zone=name).SerializeToString(deterministic=True))
 
 
-def serialised_endpoints(endpoints: Iterable[Endpoint], protocol: Protocol) -> bytes:
+# The models of an instance mostly have the same other instances too: one set of endpoints for a hundred models.
+@lru_cache(maxsize=4096)
+def serialised_endpoints(endpoints: tuple[Endpoint, ...], protocol: Protocol) -> bytes:
     """A serialised assignment without its cluster's name. Endpoints without a port for this protocol are left out."""
     localities = []
     for zone, members in groupby(usable_endpoints(endpoints, protocol), key=_by_zone):

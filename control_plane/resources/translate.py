@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from control_plane.model import Model
-from control_plane.resources.clusters import Protocol, cluster
+from control_plane.resources.clusters import Protocol, cluster, cluster_template
 from control_plane.resources.endpoints import load_assignment, serialised_endpoints
 from control_plane.resources.listeners import listeners
 from control_plane.resources.names import grpc_cluster, rest_cluster
@@ -40,10 +40,11 @@ def _protocol_resources(
     model: Model, protocol: Protocol, name_of: Callable[[str, int | None], str], settings: DataPlaneSettings
 ) -> list[Resource]:
     resources: list[Resource] = []
+    template = cluster_template(protocol, settings)
 
     def add(version: int | None, assignment: bytes) -> None:
         name = name_of(model.name, version)
-        resources.append(cluster(name, protocol, settings, model.name))
+        resources.append(cluster(name, template, model.name))
         resources.append(load_assignment(name, assignment, model.name))
 
     served = serialised_endpoints((), protocol)
