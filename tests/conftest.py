@@ -1,4 +1,4 @@
-"""Fixtures that start real processes."""
+"""Fixtures that start real processes, and how random tests choose."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.etcd import Etcd
+from tests.support.examples import load_profile
+
+load_profile()
 
 
 @pytest.fixture(autouse=True)

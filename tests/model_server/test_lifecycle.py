@@ -10,6 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from model_server.errors import Code, ServingError
 from model_server.lifecycle import Event, Lifecycle, Load, State, Unload
+from tests.support.examples import examples
 
 BROKEN = ServingError(Code.DATA_LOSS, "Can't parse it")
 
@@ -178,4 +179,4 @@ class AnyOrder(RuleBasedStateMachine):
 
 
 TestAnyOrder = AnyOrder.TestCase
-TestAnyOrder.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
+TestAnyOrder.settings = settings(max_examples=examples(60), stateful_step_count=25, deadline=None)

@@ -10,6 +10,7 @@ from monitor.servables import Outcome, PollFailure, Probe, VersionStatus, Watche
 from registry.keys import InstanceKey, ReadyKey
 from registry.records import ReadyState, ServableState
 from tests.monitor.core_harness import AVAILABLE, FAILED, PROVED, REFUSED, SLOW, TRUSTED, Harness
+from tests.support.examples import examples
 
 
 class AnyHistory(RuleBasedStateMachine):
@@ -98,4 +99,4 @@ class AnyHistory(RuleBasedStateMachine):
 
 
 TestAnyHistory = AnyHistory.TestCase
-TestAnyHistory.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+TestAnyHistory.settings = settings(max_examples=examples(100), stateful_step_count=40, deadline=None)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from registry.etcd import Header, KeyValue, Lease
 from registry.lease_machine import Audit, Grant, Idle, LeaseMachine, Renew, SpotCheck, Write
+from tests.support.examples import examples
 
 TTL = 9.0
 ROUND_TRIP = 0.01
@@ -192,7 +193,7 @@ def _disturb(world: World, kind: str, what: object) -> None:
             world.store.revision += 1
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(_EVENTS)
 def test_whatever_happens_etcd_holds_the_desired_keys_soon_after(events: list[tuple[str, object]]) -> None:
     world = World()

@@ -1,11 +1,13 @@
-"""What random sessions have in common: a control plane whose models come, change and go, and what was when."""
+"""What random sessions have in common: a control plane whose models come, change and go, what was when, and what a
+client may put in force at what time."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import hypothesis.strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from control_plane.resources.resource import Resource
 from control_plane.xds.stream import Stream
@@ -17,7 +19,8 @@ FIXED = {LDS: ["grpc"], ECDS: ["router"]}
 
 
 class SessionModel(RuleBasedStateMachine):
-    """`held` is what the client holds: type -> name -> version."""
+    """`held` is what the client holds: type -> name -> version. `active` are the clusters that it can use, each with
+    the version that it uses: a changed one is the old one until it is warm."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -25,10 +28,12 @@ class SessionModel(RuleBasedStateMachine):
         self.now = 0.0
         self.models: dict[str, tuple[int, int]] = {}
         self.pinned: frozenset[str] = frozenset()
+        self.routers: list[Resource] = []
         self.revision = 1
         self.requirements: dict[str, frozenset[str]] = {}
         self.history: dict[tuple[str, str], list[tuple[int, str | None]]] = {}
         self.held: dict[str, dict[str, str]] = {CDS: {}, EDS: {}, LDS: {}, ECDS: {}}
+        self.active: dict[str, str] = {}
 
     def streams(self) -> Iterable[Stream]:
         """The open ones."""
@@ -44,7 +49,10 @@ class SessionModel(RuleBasedStateMachine):
         self.connect()
 
     def _router(self) -> Resource:
-        resource = router(*sorted(self.pinned))
+        """A new version whenever it names other clusters, so that the version tells since when they are needed."""
+        if not self.routers or self.routers[-1].requires != self.pinned:
+            self.routers.append(router(*sorted(self.pinned), version=self.revision))
+        resource = self.routers[-1]
         self.requirements[resource.version] = resource.requires
         return resource
 
@@ -57,17 +65,63 @@ class SessionModel(RuleBasedStateMachine):
             stream.notice(change, self.now)
         self.revision += 1
 
-    @rule(name=st.sampled_from(MODELS), kind=st.integers(1, 2), port=st.integers(1, 4), pin=st.booleans())
-    def put_model(self, name: str, kind: int, port: int, pin: bool) -> None:
+    @rule(
+        name=st.sampled_from(MODELS),
+        kind=st.integers(1, 2),
+        port=st.integers(1, 4),
+        pin=st.sampled_from([True, True, False]),
+        router_too=st.sampled_from([True, True, False]),
+    )
+    def put_model(self, name: str, kind: int, port: int, pin: bool, router_too: bool) -> None:
+        """`router_too`: or it follows with a later change, as when it is built from more than one."""
         self.models[name] = (kind, port)
         self.pinned = self.pinned | {name} if pin else self.pinned - {name}
-        self._update([cluster(name, kind), endpoints(name, port), self._router()], [])
+        self._update([cluster(name, kind), endpoints(name, port), *([self._router()] if router_too else [])], [])
 
-    @rule(name=st.sampled_from(MODELS))
-    def remove_model(self, name: str) -> None:
-        self.models.pop(name, None)
+    @precondition(lambda self: self.models)
+    @rule(data=st.data(), port=st.integers(1, 4))
+    def change_endpoints(self, data: Any, port: int) -> None:
+        """And make a new router of the same clusters."""
+        name = data.draw(st.sampled_from(sorted(self.models)))
+        self.models[name] = (self.models[name][0], port)
+        self.routers.append(router(*sorted(self.pinned), version=self.revision))
+        self._update([endpoints(name, port), self._router()], [])
+
+    @rule()
+    def take_back_the_router(self) -> None:
+        if len(self.routers) > 1 and self.routers[-2].requires <= self.models.keys():
+            self.routers.append(self.routers[-2])
+            self.pinned = self.routers[-1].requires
+            self._update([self._router()], [])
+
+    @rule(version=st.integers(1, 3))
+    def change_listener(self, version: int) -> None:
+        self._update([listener(version=version)], [])
+
+    @precondition(lambda self: self.models)
+    @rule(data=st.data())
+    def remove_model(self, data: Any) -> None:
+        name = data.draw(st.sampled_from(sorted(self.pinned or self.models)))
+        self.models.pop(name)
         self.pinned -= {name}
         self._update([self._router()], [(CDS, name), (EDS, name)])
+
+    def since(self, kind: str, name: str, version: str) -> int:
+        """When the table had this version first."""
+        return next(revision for revision, each in self.history[kind, name] if each == version)
+
+    def assert_ready_for(self, version: str, refused: Iterable[tuple[str, str]] = ()) -> None:
+        """The router may be put in force now: of each cluster that it names, the client uses one, with its endpoints,
+        that is no older than the router is. (The server may send one that the table has replaced meanwhile, and does.)
+        `refused`: of what the client would not have, nobody waits for endpoints.
+        """
+        since = self.since(ECDS, "router", version)
+        for name in self.requirements[version]:
+            assert name in self.active, f"the router came before {name} was warm"
+            assert self.active[name] in self.allowed(CDS, name, since), f"the router came before the change of {name}"
+            endpoints_since = self.allowed(EDS, name, since)
+            if (EDS, name) not in refused and None not in endpoints_since:
+                assert self.held[EDS].get(name) in endpoints_since, f"the router came before the endpoints of {name}"
 
     def allowed(self, kind: str, name: str, converged: int) -> set[str | None]:
         """The versions of which a client that is converged to that revision holds one: the one of then or a later."""

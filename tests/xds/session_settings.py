@@ -1,16 +1,16 @@
-"""How long random sessions go on: briefly in CI, and for as long as one likes by hand."""
+"""How many random sessions there are: few in CI, and as many as one likes by hand."""
 
 from __future__ import annotations
 
-import os
-
 from hypothesis import HealthCheck, settings
 
+from tests.support.examples import examples
 
-def sessions(examples: int, *, steps: int = 40) -> settings:
-    """So many sessions of so many steps; MODELPLANE_SESSIONS=50 in the environment makes it fifty times as many."""
+
+def sessions(number: int, *, steps: int = 40) -> settings:
+    """So many sessions of so many steps; how MODELPLANE_SESSIONS changes that, tests/support/examples.py says."""
     return settings(
-        max_examples=examples * int(os.environ.get("MODELPLANE_SESSIONS", "1")),
+        max_examples=examples(number),
         stateful_step_count=steps,
         deadline=None,
         suppress_health_check=list(HealthCheck),

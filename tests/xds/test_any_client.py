@@ -96,6 +96,7 @@ class AnyClient(RuleBasedStateMachine):
         self.unanswered: list[tuple[Response, bool]] = []
         self.sent: dict[tuple[str, str], str | None] = {}
         self.owed: set[tuple[str, str]] = set()
+        self.questions: set[tuple[str, str]] = set()
         self.asked: set[str] = set()
 
     def wants(self, kind: str, name: str) -> bool:
@@ -122,6 +123,7 @@ class AnyClient(RuleBasedStateMachine):
             self._first_request(kind, asked)
             return
         self.owed |= {(kind, name) for name in asked}
+        self.questions |= {(kind, name) for name in names}
         if "*" in asked and kind not in self.all:
             self.all.add(kind)
             self.owed |= {(kind, name) for name in self.table.entries(kind).keys() - self.names[kind]}
@@ -141,6 +143,8 @@ class AnyClient(RuleBasedStateMachine):
                 self.sent[kind, name] = claimed[name]
             else:
                 self.owed.add((kind, name))
+                if name in self.names[kind]:
+                    self.questions.add((kind, name))
         self.stream.receive(request(kind, asked, claimed=claimed), self.now)
 
     @precondition(lambda self: self.asked)
@@ -151,9 +155,11 @@ class AnyClient(RuleBasedStateMachine):
         for name in names & self.names[kind]:
             # Is it still the wildcard's? The server has to say.
             self.owed.add((kind, name))
+            self.questions.add((kind, name))
         self.names[kind] -= names
         if everything:
             self.all.discard(kind)
+        self.questions = {(kind, name) for kind, name in self.questions if self.wants(kind, name)}
         for name in [name for name in self.held[kind] if not self.wants(kind, name)]:
             del self.held[kind][name]
         self._say(kind, [], dropped)
@@ -179,10 +185,15 @@ class AnyClient(RuleBasedStateMachine):
                 assert known != version, f"{kind} {name} was sent again"
                 assert known != "nothing" or version is not None, f"{name} was removed and never sent"
             self.owed.discard((kind, name))
+            self.questions.discard((kind, name))
             self.sent[kind, name] = version
             if kind == CDS and version is not None:
                 # "Resource warming": a cluster that is sent needs its endpoints again.
                 self.owed.add((EDS, name))
+
+    def _must_be_answered(self) -> None:
+        """Who asks for a name is told of it, whatever it was told before; and who drops one beside the wildcard."""
+        assert not self.questions
 
     @precondition(lambda self: self.in_flight)
     @rule(later=st.booleans(), partly=st.booleans())
@@ -236,6 +247,7 @@ class AnyClient(RuleBasedStateMachine):
             assert not self.bad & set(self.held[kind].values())
             if kind in self.asked:
                 assert set(self.stream.status()[kind].refused) <= bad
+        self._must_be_answered()
         assert self.stream.outgoing(self.now) == []
         assert self.stream.unanswered == 0
         if not any(each.refused for each in self.stream.status().values()):

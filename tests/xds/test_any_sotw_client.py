@@ -52,6 +52,9 @@ class AnySotwClient(AnyClient):
     def read(self) -> None:
         self.in_flight += [Response.FromString(raw) for raw in self.stream.outgoing(self.now)]
 
+    def _must_be_answered(self) -> None:
+        """It can ask for nothing that it has, and silence is the answer about some of what there is not."""
+
     def apply(self, later, partly) -> None:
         response = self.in_flight.pop(0)
         kind, came = response.type_url, held(response)

@@ -303,6 +303,18 @@ def test_a_nack_is_reported_and_not_sent_again_until_something_newer_comes():
     assert talk.converged == talk.revision
 
 
+def test_what_was_refused_is_not_sent_again_when_the_table_comes_back_to_it():
+    talk = envoy_like(A, EA)
+    (bad,) = talk.change(endpoints("a", 2))
+    talk.nack(bad)
+    talk.stream.notice(talk.table.update([endpoints("a", 3)], [], 3), talk.now)
+    assert talk.change(endpoints("a", 2), revision=4) == []
+    assert talk.converged == 1
+    talk.change(endpoints("a", 4))
+    talk.ack_all()
+    assert talk.converged == talk.revision
+
+
 def test_the_one_to_blame_is_found_by_halves_and_all_others_get_through():
     talk = envoy_like()
     many = [f"m{number}" for number in range(100)]

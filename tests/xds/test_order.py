@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from control_plane.xds.events import HeldTooLong
+from control_plane.xds.order import Order
 from tests.xds.client import (
     CDS,
     ECDS,
@@ -416,3 +417,68 @@ def test_a_client_that_asks_for_endpoints_of_our_clusters_and_never_for_clusters
     talk.ask(EDS, ["a"])
     talk.ack_all()
     assert talk.converged == talk.revision
+
+
+def test_a_router_waits_for_the_newest_endpoints_not_for_those_on_their_way():
+    talk = envoy_like(A, EA, router("a"))
+    (older,) = talk.change(endpoints("a", 5))
+    assert talk.change(endpoints("a", 6), router("a", version=2)) == [], "the window is full"
+    (newer,) = talk.ack(older)
+    assert newer.type_url == EDS
+    (policy,) = talk.ack(newer)
+    assert policy.type_url == ECDS
+
+
+def test_an_ack_of_endpoints_that_went_out_before_their_cluster_does_not_end_its_warming():
+    order = Order()
+    order.cluster_sent("a", 6, has_endpoints=True)
+    order.endpoints_acked(["a"], 5)
+    assert order.warming == {"a": 6}
+    order.endpoints_acked(["a"], 7)
+    assert order.warming == {}
+    order.cluster_due("a")
+    order.endpoints_acked(["a"], 8)
+    assert order.warming == {"a": None}, "it has yet to be sent"
+
+
+def test_nor_does_it_while_the_cluster_is_away():
+    for acked, warming in ((5, {"a": 6}), (7, {"a": None})):
+        order = Order()
+        order.cluster_sent("a", 6, has_endpoints=True)
+        order.cluster_removed("a")
+        order.endpoints_acked(["a"], acked)
+        order.cluster_due("a")
+        assert order.warming == warming
+
+
+def test_after_a_reconnect_a_listener_waits_for_old_endpoints_to_be_renewed():
+    talk = Talk.about(A, EA, listener(version=2))
+    talk.ask(CDS, claimed={"a": A.version})
+    assert talk.ask(LDS, claimed={"grpc": "old"}) == []
+    (endpoint,) = talk.ask(EDS, ["a"], claimed={"a": "old"})
+    (last,) = talk.ack(endpoint)
+    assert last.type_url == LDS
+
+
+def test_a_cluster_without_endpoints_goes_before_the_router_that_names_it():
+    talk = envoy_like(A, EA, router("a"))
+    assert kinds(talk.change(B, router("a", "b", version=2))) == [CDS, ECDS]
+
+
+def test_a_removal_behind_a_full_window_goes_out_when_it_opens():
+    talk = envoy_like(A, B, EA, EB, window=1, patience_seconds=60.0)
+    (clusters,) = talk.change(C)
+    assert talk.change(removes=[(CDS, "b"), (EDS, "b")]) == []
+    assert talk.read() == []
+    first, second = talk.ack(clusters)
+    assert (first.type_url, list(first.removed_resources)) == (CDS, ["b"])
+    assert (second.type_url, list(second.removed_resources)) == (EDS, ["b"])
+
+
+def test_removals_that_do_not_fit_follow_at_once():
+    many = [f"m{number}" for number in range(20)]
+    talk = envoy_like(*map(cluster, many), response_bytes=60)
+    said = talk.change(removes=[(CDS, name) for name in many])
+    assert len(said) > 1
+    said += talk.ack_all()
+    assert sorted(name for response in said for name in response.removed_resources) == sorted(many)

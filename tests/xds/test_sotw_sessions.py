@@ -3,6 +3,8 @@ and reconnects, it ends with what the table has, and nothing is taken away that 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import hypothesis.strategies as st
 from hypothesis.stateful import invariant, precondition, rule
 
@@ -41,14 +43,18 @@ class SotwSession(SessionModel):
         self.withheld: tuple[str | None, bool] | None = None
         self.taken: set[str] = set()
         self.refused_once = False
+        self.refused: set[tuple[str, str]] = set()
+        self.lost: set[str] = set()
         self.to_ask = [CDS, EDS, LDS, ECDS]
         self.cds_paused = bool(self.held[CDS].keys() - self.warm)
         if self.cds_paused:
             self.to_ask.remove(CDS)
 
-    @rule()
-    def reconnect(self) -> None:
-        self.connect()
+    @rule(now=st.integers(0, 3))
+    def reconnect(self, now: int) -> None:
+        """Not too often, or no session gets far."""
+        if now == 3:
+            self.connect()
 
     # Requests
 
@@ -60,9 +66,12 @@ class SotwSession(SessionModel):
         self.stream.receive(request(kind, self._names(kind), version=version, nonce=nonce, error=error), self.now)
 
     @precondition(lambda self: self.to_ask)
-    @rule()
-    def ask(self) -> None:
-        kind = self.to_ask.pop(0)
+    @rule(how_many=st.integers(1, 4))
+    def ask(self, how_many: int) -> None:
+        for _ in range(min(how_many, len(self.to_ask))):
+            self._ask(self.to_ask.pop(0))
+
+    def _ask(self, kind: str) -> None:
         if kind == EDS and not self.held[CDS]:
             return
         self.asked.add(kind)
@@ -92,21 +101,35 @@ class SotwSession(SessionModel):
         self.nonces[kind] = response.nonce
         if refuse and kind in (CDS, EDS) and new != self.held[kind] and new:
             self.refused_once = True
+            self.refused |= {(kind, name) for name in new}
+            if kind == EDS and len(new) == 1:
+                # A refusal ends the warming too.
+                self._warmed(new)
             self._answer(kind, refuse=True)
+            self._resume()
             return
         self.versions[kind] = response.version_info
+        self.refused -= {(kind, name) for name in new}
         if kind in (CDS, LDS):
             self._nothing_taken_away(kind, new)
             before, self.held[kind] = self.held[kind], new
-            self.taken.add(kind)
             if kind == CDS:
                 self._clusters(before)
+            self.taken.add(kind)
         else:
             self.held[kind] |= {name: version for name, version in new.items() if kind != EDS or name in self.held[CDS]}
             if kind == EDS:
-                self.warm |= new.keys() & self.held[CDS].keys()
+                self._warmed(new)
+            elif kind == ECDS:
+                self.assert_ready_for(new["router"], self.refused)
         self._answer(kind)
         self._resume()
+
+    def _warmed(self, names: Iterable[str]) -> None:
+        for name in names:
+            if name in self.held[CDS]:
+                self.warm.add(name)
+                self.active[name] = self.held[CDS][name]
 
     def _nothing_taken_away(self, kind: str, new: dict[str, str]) -> None:
         if kind not in self.taken and (self.refused_once or self.connected_at > 1):
@@ -120,6 +143,10 @@ class SotwSession(SessionModel):
         now = self.held[CDS]
         self.warm -= {name for name in now if before.get(name) != now[name]}
         self.warm &= now.keys()
+        self.active = {name: version for name, version in self.active.items() if name in now}
+        if self.connected_at > 1 and (CDS not in self.taken or self.refused_once):
+            # It can't say what it holds, so it is told what there is, before it has a router that is of today.
+            self.lost |= before.keys() - now.keys()
         self.held[EDS] = {name: version for name, version in self.held[EDS].items() if name in now}
         if EDS in self.asked:
             if before.keys() != now.keys():
@@ -146,13 +173,24 @@ class SotwSession(SessionModel):
             self.cds_paused = False
             self.to_ask.insert(0, CDS)
 
+    @rule(rounds=st.integers(1, 4))
+    def go_on(self, rounds: int) -> None:
+        """Nothing special for a while, so that sessions get far."""
+        for _ in range(rounds):
+            self.ask(len(self.to_ask))
+            self.write(tick=True)
+            while self.in_flight:
+                self.apply(refuse=False)
+                self.never_a_router_without_its_clusters()
+
     # What must hold
 
     @invariant()
     def never_a_router_without_its_clusters(self) -> None:
         version = self.held[ECDS].get("router")
-        if version is not None and version != self.router_of_before and not self.refused_once:
-            assert not self.requirements[version] - (self.held[EDS].keys() & self.held[CDS].keys())
+        if version is not None:
+            lost = self.lost if version == self.router_of_before else set()
+            assert self.requirements[version] - lost <= self.active.keys()
 
     @invariant()
     def converged_is_never_more_than_was_acknowledged(self) -> None:
@@ -175,7 +213,7 @@ class SotwSession(SessionModel):
             return
         for _ in range(300):
             while self.to_ask:
-                self.ask()
+                self.ask(1)
             self.write(tick=True)
             while self.in_flight:
                 self.apply(refuse=False)

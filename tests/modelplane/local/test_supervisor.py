@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from modelplane.local.supervisor import Action, Backoff, Kill, Phase, Start, Supervisor, Terminate
+from tests.support.examples import examples
 
 STAGES = {"tfs-0": 0, "tfs-1": 0, "envoy": 1, "control-plane": 2, "etcd": 3}
 
@@ -157,4 +158,4 @@ class Lives(RuleBasedStateMachine):
 
 
 TestLives = Lives.TestCase
-TestLives.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
+TestLives.settings = settings(max_examples=examples(60), stateful_step_count=25, deadline=None)
