@@ -137,11 +137,14 @@ class Order:
         Costs what is on its way (`sequence`: the last response sent), never the number of clusters.
         """
         unsettled = dict.fromkeys(self.warming, sequence + 1)
-        for name, item in endpoints.items.items() if endpoints is not None else ():
+        items = endpoints.items if endpoints is not None else {}
+        removals = endpoints.removals if endpoints is not None else {}
+        for name, item in items.items():
             sent = self.warming.get(name, 0)
             if item.due is None and item.flying and sent is not None and item.last_sent > sent:
                 unsettled[name] = item.last_sent
-            elif item.on_its_way:
+            elif item.on_its_way and name not in removals:
+                # (Those go after their cluster, and that after what names it, perhaps this very resource.)
                 unsettled[name] = sequence + 1
         if not everything:
             unsettled = {name: unsettled[name] for name in unsettled.keys() & resource.requires}

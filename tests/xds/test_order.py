@@ -482,3 +482,14 @@ def test_removals_that_do_not_fit_follow_at_once():
     assert len(said) > 1
     said += talk.ack_all()
     assert sorted(name for response in said for name in response.removed_resources) == sorted(many)
+
+
+def test_a_listener_does_not_wait_for_endpoints_that_go_after_a_cluster_that_waits_for_the_listener():
+    talk = Talk.about(A, EA, listener(version=2))
+    talk.ask(CDS, claimed={"a": A.version, "b": B.version})
+    talk.ask(EDS, ["a", "b"], claimed={"a": EA.version, "b": EB.version})
+    (last,) = talk.ask(LDS, claimed={"grpc": "old"})
+    assert last.type_url == LDS
+    assert kinds(talk.ack(last)) == [CDS, EDS]
+    talk.ack_all()
+    assert talk.converged == talk.revision
