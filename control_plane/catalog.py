@@ -17,7 +17,7 @@ from types import MappingProxyType
 from control_plane.model import Endpoint, Health, Model
 from control_plane.suspects import SuspectPolicy, Suspects
 from registry.follow import Changes, Connection, Snapshot
-from registry.keys import InstanceKey, Keyspace, PlaneKey, ReadyKey
+from registry.keys import InstanceKey, Keyspace, NodesKey, PlaneKey, ReadyKey
 from registry.records import ReadyRecord, ReadyState, RecordError, decode_ready
 
 log = logging.getLogger(__name__)
@@ -96,7 +96,8 @@ class Catalog:
                 touched = self._take(entries, (), now)
             case Changes(revision=revision, puts=puts, deletes=deletes, relisted=relisted):
                 # A wiped etcd counts from the beginning again, even if the fleet has registered just as it was.
-                if relisted or any(not isinstance(self._keyspace.parse(raw), PlaneKey) for raw in chain(puts, deletes)):
+                keys = map(self._keyspace.parse, chain(puts, deletes))
+                if relisted or not all(isinstance(key, PlaneKey | NodesKey) for key in keys):
                     self.revision = revision
                 touched = self._take(puts, deletes, now, relisted=relisted)
         return self._rebuild(touched)

@@ -58,7 +58,17 @@ class ControlPlaneConfig:
     settle_time: float = field(
         default=3.0,
         metadata={
-            "help": "after a start, wait this long for Envoys to come back before claiming that they have converged",
+            "help": "after a start, wait this long for Envoys to come back before claiming that they have converged; "
+            "a gRPC client without a proxy whose stream ended is waited for as long",
+            "metavar": "SECONDS",
+        },
+    )
+    lost_envoy_grace: float = field(
+        default=30.0,
+        metadata={
+            "help": "an Envoy that no control plane has any more is waited for this long: it may still send to what it "
+            "was told last, so no drain ends before it is back. Too short, and an Envoy that a busy machine keeps away "
+            "sends to an instance that has stopped; long, and an Envoy removed for good delays the drains of that time",
             "metavar": "SECONDS",
         },
     )
@@ -76,6 +86,7 @@ class ControlPlaneConfig:
             ("lost_lease_grace", 0.0),
             ("empty_registry_grace", 0.0),
             ("settle_time", 0.0),
+            ("lost_envoy_grace", 0.0),
         ):
             if not low <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name}: {getattr(self, name)} is not possible; give at least {low:g} seconds")

@@ -39,6 +39,7 @@ from control_plane.resources.resource import (
     LISTENER,
     ROUTE_CONFIGURATION,
 )
+from control_plane.roll_call import RollCall, names
 from control_plane.suspects import SuspectPolicy
 from control_plane.xds.events import short_type
 from control_plane.xds.load_reports import LoadReportServer
@@ -48,9 +49,9 @@ from control_plane.xds.view import View
 from registry.addresses import split_address
 from registry.etcd import EtcdClient
 from registry.follow import Connection, Snapshot, follow
-from registry.keys import Keyspace, PlaneKey
+from registry.keys import Keyspace, NodesKey, PlaneKey
 from registry.leased import LeasedKeys
-from registry.records import PlaneRecord, encode_plane
+from registry.records import PlaneRecord, Roll, encode_plane, encode_roll
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +59,8 @@ log = logging.getLogger(__name__)
 _COUNTED = (LISTENER, EXTENSION_CONFIG, CLUSTER, CLUSTER_LOAD_ASSIGNMENT)
 _GOODBYE = 2.0
 """Seconds for every stream's end to be written; an Envoy that hangs would take what its keepalive takes."""
+_LIST_PAUSE = 0.001
+"""Seconds per Envoy between two writes of the list of them all: a thousand that arrive must not make a thousand."""
 
 
 class AddressInUseError(OSError):
@@ -80,10 +83,18 @@ class ControlPlane:
         )
         self._proxyless = ProxylessView(self._pipeline.catalog.models, config.data_plane)
         self._grpc_view = View("grpc", self._proxyless.table, self._asked_by_grpc, proxies=False)
+        self._roll = RollCall(
+            config.lost_envoy_grace,
+            # A killed replica is believed in until its lease ends.
+            overlap=config.lost_envoy_grace + config.lease_ttl,
+            replica=config.replica_name,
+            keyspace=self._keyspace,
+        )
         self._xds = XdsServer(
             self._table,
             on_change=self._stirred,
             settle_seconds=config.settle_time,
+            roll=self._roll,
             grpc_view=self._grpc_view,
         )
         # The version is found out once: it takes a look at the disk.
@@ -97,6 +108,8 @@ class ControlPlane:
         self._connected = False
         self._trouble = "the registry has not been read yet"
         self._moved = asyncio.Event()
+        self._recorded_roll: Roll | None = None
+        self._recorded = asyncio.Event()
         self._timers = asyncio.Event()
 
     def not_ready(self) -> str:
@@ -110,12 +123,16 @@ class ControlPlane:
             with _http_server(self._config.http_listen, self._metrics, self.not_ready, pages):
                 log.info("replica %s: xDS on %s", self._config.replica_name, self._config.xds_listen)
                 keys = LeasedKeys(client, self._config.lease_ttl)
+                # It outlives the record, and is left behind at the end: whoever comes next is to know whom to wait for.
+                nodes = LeasedKeys(client, max(self._config.lease_ttl, self._config.lost_envoy_grace))
                 try:
                     async with asyncio.TaskGroup() as tasks:
                         tasks.create_task(self._follow(client), name="follow")
                         tasks.create_task(self._expire(), name="expire")
                         tasks.create_task(keys.run(), name="lease")
                         tasks.create_task(self._publish_record(keys), name="record")
+                        tasks.create_task(nodes.run(), name="nodes-lease")
+                        tasks.create_task(self._publish_nodes(keys, nodes), name="nodes")
                         tasks.create_task(self._loads.run(), name="load-reports")
                 finally:
                     await keys.close()
@@ -125,6 +142,10 @@ class ControlPlane:
             now = asyncio.get_running_loop().time()
             if isinstance(update, Connection):
                 self._connection_changed(update)
+            if self._roll.apply(update, now):
+                # Before anything is claimed of this revision.
+                self._log_away()
+                self._xds.roll_called()
             with lasting_objects() if isinstance(update, Snapshot) else nullcontext():
                 self._publish(self._pipeline.apply(update, now))
             if isinstance(update, Snapshot):
@@ -140,6 +161,10 @@ class ControlPlane:
                     self._trouble = f"the registry holds no instance; monitors have {grace:g} s to register"
                     log.warning("%s before Envoys are told so", self._trouble)
             self._timers.set()
+
+    def _log_away(self) -> None:
+        if away := self._xds.away:
+            log.info("%d Envoys that drains wait for are with no control plane: %s", len(away), names(away))
 
     async def _say_ready(self) -> None:
         if self._table.ready:
@@ -193,7 +218,7 @@ class ControlPlane:
             await self._moved.wait()
             self._moved.clear()
             began = loop.time()
-            record = self._record()
+            roll, record = self._roll.roll(), self._record()
             self._count(record)
             spent = loop.time() - began
             if record != published and self._table.ready:
@@ -204,12 +229,30 @@ class ControlPlane:
                     record = replace(record, http=self._http)
                 keys.set({key: encode_plane(record)})
                 published = record
+            if published is not None and roll != self._recorded_roll:
+                self._recorded_roll = roll
+                self._recorded.set()
             await asyncio.sleep(pause_after(spent))
+
+    async def _publish_nodes(self, keys: LeasedKeys, nodes: LeasedKeys) -> None:
+        key = self._keyspace.make(NodesKey(self._config.replica_name))
+        published: Roll | None = None
+        while True:
+            await self._recorded.wait()
+            self._recorded.clear()
+            roll = self._recorded_roll
+            if roll is not None and roll != published:
+                # The record holds for these before any other replica sees the list and stops waiting for them.
+                await keys.flush()
+                nodes.set({key: encode_roll(roll)})
+                published = roll
+                await asyncio.sleep(len(roll.connected) * _LIST_PAUSE)
 
     def _record(self) -> PlaneRecord:
         converged = self._xds.converged_revision()
         in_flight = requests_in_flight(self._acknowledged_drains(converged), self._loads.in_flight)
-        return PlaneRecord(converged, self._xds.expected_clients, self._inside.version, in_flight, self._http)
+        envoys, away = self._xds.expected_clients, len(self._xds.away)
+        return PlaneRecord(converged, envoys, self._inside.version, in_flight, self._http, away)
 
     def _acknowledged_drains(self, converged_revision: int) -> Mapping[str, frozenset[Address]]:
         catalog = self._pipeline.catalog
@@ -229,6 +272,7 @@ class ControlPlane:
         metrics.suspects.set(len(catalog.suspects))
         metrics.draining.set(len(catalog.draining))
         metrics.envoys.set(len(self._xds.nodes))
+        metrics.away.set(record.away)
         for type_url in _COUNTED:
             metrics.resources.labels(short_type(type_url)).set(len(self._table.entries(type_url)))
         quarantined = Counter(type_url for view in self._xds.views for type_url, _ in view.table.quarantined)

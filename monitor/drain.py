@@ -101,12 +101,14 @@ class DrainWait:
         if plane is None:
             return "its record can't be read"
         if plane.converged_revision < self.revision:
-            return f"its {plane.envoys} Envoys are at revision {plane.converged_revision} of {self.revision}"
-        if plane.envoys == 0:
+            away = f" and {plane.away} that are away" if plane.away else ""
+            return f"its {plane.envoys} Envoys{away} are at revision {plane.converged_revision} of {self.revision}"
+        if plane.envoys == 0 and plane.away == 0:
             return ""
         in_flight = plane.draining.get(self._instance)
         if in_flight is None:
-            return "its Envoys have not reported their load yet"
+            away = f", and {plane.away} are away" if plane.away else ""
+            return f"its Envoys have not reported their load yet{away}"
         return f"{in_flight} requests in flight" if in_flight else ""
 
 

@@ -45,7 +45,14 @@ class PlaneKey:
     replica: str
 
 
-Key: TypeAlias = InstanceKey | ReadyKey | PolicyKey | PlaneKey
+@dataclass(frozen=True, slots=True)
+class NodesKey:
+    """`planes/<replica>/nodes`: the Envoys that one control-plane replica answers for."""
+
+    replica: str
+
+
+Key: TypeAlias = InstanceKey | ReadyKey | PolicyKey | PlaneKey | NodesKey
 
 
 def encode_name(name: str) -> str:
@@ -108,6 +115,8 @@ class Keyspace:
                 return self.models + encode_name(model)
             case PlaneKey(replica):
                 return self.planes + encode_name(replica)
+            case NodesKey(replica):
+                return f"{self.planes}{encode_name(replica)}/nodes"
 
     def parse(self, raw: str) -> Key | None:
         """Read a key back; None for one that is not ours (somebody else's key, or a newer modelplane's kind)."""
@@ -122,5 +131,7 @@ class Keyspace:
                 return PolicyKey(unquote(model))
             case ["planes", replica] if replica:
                 return PlaneKey(unquote(replica))
+            case ["planes", replica, "nodes"] if replica:
+                return NodesKey(unquote(replica))
             case _:
                 return None

@@ -102,8 +102,9 @@ class ReadyRecord:
 @dataclass(frozen=True, slots=True)
 class PlaneRecord:
     """`planes/<replica>`. `converged_revision`: the newest registry revision whose consequences all of this replica's
-    Envoys have acknowledged. `envoys`: how many these are, gRPC clients without a proxy among them, with those that
-    were lost a moment ago and may come back.
+    Envoys have acknowledged. `envoys`: how many these are, gRPC clients without a proxy among them, with those of the
+    latter that were lost a moment ago and may come back. `away`: Envoys that no replica has and that this one waits
+    for (control_plane/roll_call.py); several replicas may wait for the same.
     `draining`: requests in flight per draining instance; an instance is listed only once every Envoy has acknowledged
     its draining and has reported its load since. `http`: HOST:PORT of its HTTP port as others reach it; empty where
     the replica is older than this field."""
@@ -113,6 +114,17 @@ class PlaneRecord:
     version: str = ""
     draining: Mapping[str, int] = field(default_factory=dict)
     http: str = ""
+    away: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Roll:
+    """`planes/<replica>/nodes`: the node ids of the Envoys that a replica answers for, one entry for each Envoy.
+    `connected` is by connection, which the replica numbers. `away`: those that it or its predecessor had and that
+    nobody has now."""
+
+    connected: Mapping[int, str] = field(default_factory=dict)
+    away: tuple[str, ...] = ()
 
 
 T = TypeVar("T")
@@ -269,6 +281,7 @@ def encode_plane(record: PlaneRecord) -> bytes:
             "version": record.version,
             "draining": dict(sorted(record.draining.items())),
             "http": record.http,
+            "away": record.away,
         }
     )
 
@@ -284,4 +297,20 @@ def decode_plane(raw: bytes) -> PlaneRecord:
             document, "draining", lambda rows: {_text(name): _INT64(count) for name, count in rows.items()}, {}
         ),
         http=_read(document, "http", _text, ""),
+        away=_read(document, "away", _INT64, 0),
+    )
+
+
+def encode_roll(roll: Roll) -> bytes:
+    """Spell the list of the Envoys that a replica answers for."""
+    connected = sorted(roll.connected.items(), key=lambda entry: (entry[1], entry[0]))
+    return _dump({"connected": {str(number): node for number, node in connected}, "away": sorted(roll.away)})
+
+
+def decode_roll(raw: bytes) -> Roll:
+    """Read the list of the Envoys that a replica answers for. Raises RecordError."""
+    document = _document(raw)
+    return Roll(
+        _read(document, "connected", lambda rows: {_INT64(number): _text(node) for number, node in rows.items()}, {}),
+        _read(document, "away", lambda rows: tuple(map(_text, rows)), ()),
     )

@@ -21,6 +21,7 @@ from bench.churn.verdict import codes, violations
 from bench.errors import BenchError
 from bench.machine import envoy_version, this_machine
 from bench.report import table
+from control_plane.config import ControlPlaneConfig
 from tests.support.processes import binary
 
 SCENARIOS = ("add", "move", "remove", "memory")
@@ -45,10 +46,9 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument(
         "--settle-time",
         type=float,
-        default=20.0,
+        default=ControlPlaneConfig().settle_time,
         metavar="SECONDS",
-        help="how long control planes wait for a lost Envoy before they claim convergence without it; must be longer "
-        "than an Envoy takes to come back, which on a busy machine is long",
+        help="the control planes' own",
     )
     flags.add_argument("--pause", type=float, default=1.0, metavar="SECONDS", help="between kill and return, and back")
     flags.add_argument(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
@@ -12,6 +14,7 @@ import grpc.aio
 
 from bench.churn.instances import HOLD
 from bench.errors import BenchError
+from monitor.drain import DrainWait
 from registry.etcd import EtcdClient
 from registry.keys import InstanceKey, Keyspace, PlaneKey, ReadyKey
 from registry.leased import LeasedKeys
@@ -23,6 +26,7 @@ from registry.records import (
     ReadyState,
     decode_plane,
     encode_instance,
+    encode_plane,
     encode_ready,
 )
 
@@ -110,18 +114,24 @@ class Convergence:
         return planes
 
     async def until(self, revision: int, drained: str = "", timeout: float = 240.0) -> None:
-        """Wait until every Envoy has acknowledged this revision and, as a monitor that drains does, until none of them
-        has a request in flight for what the instance `drained` drains."""
+        """Wait as a monitor that drains does (its own rule), until every Envoy has acknowledged this revision and none
+        of them has a request in flight for what the instance `drained` drains."""
+        wait = DrainWait(drained, revision, _SPACE)
         planes: Mapping[str, PlaneRecord] = {}
-
-        def done(plane: PlaneRecord) -> bool:
-            quiet = not drained or not plane.envoys or plane.draining.get(drained) == 0
-            return plane.converged_revision >= revision and quiet
-
         try:
             async with asyncio.timeout(timeout):
-                while not planes or not all(map(done, planes.values())):
+                while not planes or wait.waiting():
                     await asyncio.sleep(0.02)
-                    planes = await self.planes()
+                    before, planes = planes, await self.planes()
+                    if not drained:
+                        # Nobody is asked what is in flight: as if nothing were.
+                        planes = {name: replace(plane, draining={"": 0}) for name, plane in planes.items()}
+                    puts = {_key(name): encode_plane(plane) for name, plane in planes.items()}
+                    wait.apply(puts, map(_key, before.keys() - planes.keys()), time.monotonic())
+                    wait.give_up(time.monotonic())
         except TimeoutError:
-            raise AssertionError(f"{timeout:.0f} s for revision {revision}; the planes say {planes}") from None
+            raise AssertionError(f"{timeout:.0f} s for revision {revision}; {'; '.join(wait.waiting())}") from None
+
+
+def _key(replica: str) -> str:
+    return _SPACE.make(PlaneKey(replica))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ from typing import Any
 import grpc
 
 from control_plane.resources.resource import CLUSTER_LOAD_ASSIGNMENT
+from control_plane.roll_call import RollCall, names
 from control_plane.xds.client import kept, user_agent
 from control_plane.xds.connection import Connection
 from control_plane.xds.events import Connected, Disconnected, StreamEvent, StreamStatus
@@ -27,6 +29,8 @@ from control_plane.xds.table import ResourceTable, TableChange
 from control_plane.xds.telling import tell
 from control_plane.xds.view import Client, View, is_grpc_client
 from control_plane.xds.warden import RETRY_SECONDS, judge, tell_trials
+
+log = logging.getLogger(__name__)
 
 SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
     # An Envoy that hangs or whose machine is gone closes nothing: it is declared dead after 10 s + 3 s. The timeout has
@@ -49,7 +53,8 @@ SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
 
 @dataclass(frozen=True, slots=True)
 class _Lost:
-    """A stream that has ended: its client goes on with what it has, and is to be back before `until`."""
+    """A stream that has ended, of a client without a proxy or of an Envoy that has others on the same connection: the
+    client goes on with what it has, and is to be back before `until`. An Envoy that is gone altogether is `away`."""
 
     until: float
     stream: StreamKey
@@ -64,7 +69,9 @@ class XdsServer:
     `on_event` is called from the event loop for everything worth counting; it must not block.
 
     `on_change` is called, without arguments, when `converged_revision` may have changed. `settle_seconds`: how long
-    after the first snapshot, and after an Envoy was lost, it is waited for before anything is claimed of convergence.
+    after the first snapshot, and after a stream was lost, is waited before anything is claimed of convergence. `roll`
+    knows which Envoys are away, and for how long these are waited for; without one it is `settle_seconds` for those
+    that were lost here.
     """
 
     def __init__(
@@ -75,6 +82,7 @@ class XdsServer:
         on_change: Callable[[], None] = lambda: None,
         limits: Limits | None = None,
         settle_seconds: float = 3.0,
+        roll: RollCall | None = None,
         ready_seconds: float = 2.0,
         grpc_view: View | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -85,6 +93,7 @@ class XdsServer:
         self._on_change = on_change
         self._limits = limits or Limits()
         self._settle_seconds = settle_seconds
+        self._roll = RollCall(settle_seconds) if roll is None else roll
         self._ready_seconds = ready_seconds
         self._clock = clock
         self._ready = {view: asyncio.Event() for view in (self.envoy_view, grpc_view) if view is not None}
@@ -167,11 +176,26 @@ class XdsServer:
 
     @property
     def expected_nodes(self) -> tuple[str, ...]:
-        """The same, and the proxies of which a stream was lost less than `settle_seconds` ago. They go on with what
-        they have, so what they have in flight is not known before they are back."""
-        now = self._clock()
-        lost = (lost.stream for lost in self._lost if lost.until > now and lost.view.proxies)
-        return population((*self._proxies(), *lost))
+        """The same, and those that are away. They go on with what they have, so what they have in flight is not known
+        before they are back."""
+        return (*self.nodes, *self.away)
+
+    @property
+    def away(self) -> tuple[str, ...]:
+        """The node id of each proxy that no control plane has and that is waited for."""
+        self._give_up()
+        return tuple(one.node for one in self._roll.away)
+
+    def _give_up(self) -> None:
+        if nodes := self._roll.expire(self._clock()):
+            log.warning("drains no longer wait for %s: no control plane has it any more", names(nodes))
+
+    def roll_called(self) -> None:
+        """The roll has news from elsewhere of who is away."""
+        deadline = self._roll.next_deadline()
+        if deadline is not None:
+            self._later(deadline - self._clock())
+        self._on_change()
 
     def _proxies(self) -> Iterator[StreamKey]:
         return (connection.key for connection in self._connections.values() if connection.view.proxies)
@@ -188,11 +212,12 @@ class XdsServer:
 
     @property
     def expected_clients(self) -> int:
-        """How many Envoys and clients without a proxy there are, counting those lost less than `settle_seconds` ago."""
+        """How many Envoys and clients without a proxy are connected, counting those of the latter that were lost less
+        than `settle_seconds` ago."""
         now = self._clock()
         without_proxy = sum(not connection.view.proxies for connection in self._connections.values())
         lost = sum(not lost.view.proxies for lost in self._lost if lost.until > now)
-        return len(self.expected_nodes) + without_proxy + lost
+        return len(self.nodes) + without_proxy + lost
 
     def totals(self) -> dict[str, Counters]:
         """What was sent and answered so far by type URL, streams that have ended included; only ever grows."""
@@ -206,9 +231,10 @@ class XdsServer:
         Each stream is held against its own view's table.
 
         It isn't for `settle_seconds` after the first snapshot, because the Envoys of a control plane that restarts
-        need a moment to come back. An Envoy whose stream was lost holds the figure down for as long, unless it
-        comes back. With no Envoy at all it is the table's revision.
+        need a moment to come back. A client whose stream was lost holds the figure down for as long, and an Envoy that
+        is away until some replica has it or its grace is over. With no Envoy at all it is the table's revision.
         """
+        self._give_up()
         now = self._clock()
         if self._settle_until is None or now < self._settle_until:
             return 0
@@ -217,6 +243,7 @@ class XdsServer:
             (
                 *(connection.machine.converged_revision(now) for connection in self._connections.values()),
                 *(lost.revision for lost in self._lost),
+                *(one.revision for one in self._roll.away),
             ),
             default=self.envoy_view.table.revision,
         )
@@ -307,6 +334,8 @@ class XdsServer:
         if back is not None:
             # One only: several Envoys may go by one node id.
             self._lost.remove(back)
+        if view.proxies and connection.node:
+            self._roll.arrived(connection.node, connection.peer, self._clock())
         self._tell(Connected(connection.node, connection.peer), connection)
         self._retry_withheld(connection.view)
 
@@ -330,15 +359,25 @@ class XdsServer:
             self._tell(event, connection)
         if not self._closing and connection.node:
             # It goes on with the configuration that it has, and will be back in a moment, here or elsewhere.
-            revision = connection.machine.converged_revision(now)
-            client = Client(connection.peer, connection.connected_at)
-            until = now + self._settle_seconds
-            self._lost.append(_Lost(until, connection.key, connection.view, revision, client))
-            self._later(self._settle_seconds)
+            self._was_lost(connection, now)
         self._tell(Disconnected(connection.node, connection.peer, detail), connection)
         if not self._connections:
             self._all_ended.set()
         self._on_change()
+
+    def _was_lost(self, connection: Connection, now: float) -> None:
+        key, revision = connection.key, connection.machine.converged_revision(now)
+        whole = (key.node, key.peer)
+        rest = (one.key for one in self._connections.values() if one.view.proxies)
+        if connection.view.proxies and all((other.node, other.peer) != whole for other in rest):
+            before = [lost for lost in self._lost if (lost.stream.node, lost.stream.peer) == whole]
+            self._roll.lost(*whole, min((revision, *(lost.revision for lost in before))), now)
+            self.roll_called()
+        else:
+            client = Client(connection.peer, connection.connected_at)
+            until = now + self._settle_seconds
+            self._lost.append(_Lost(until, key, connection.view, revision, client))
+            self._later(self._settle_seconds)
 
     def _tell(self, event: StreamEvent, connection: Connection) -> None:
         tell(event, "Envoy" if connection.view.proxies else "gRPC client")

@@ -115,7 +115,7 @@ def test_the_replicas_own_record_is_no_consequence() -> None:
     feed = Feed()
     feed.put(entries("m", 1, "a"))
     revision = feed.table.revision
-    change = feed.put({SPACE.prefix + "planes/p": b"{}"})
+    change = feed.put({SPACE.prefix + "planes/p": b"{}", SPACE.prefix + "planes/p/nodes": b"{}"})
     assert change.changes == ()
     assert feed.table.revision == revision
 

@@ -68,6 +68,8 @@ def test_but_not_for_ever() -> None:
         (PlaneRecord(100, envoys=1), "its Envoys have not reported their load yet"),
         (PlaneRecord(100, envoys=1, draining={"other": 0}), "its Envoys have not reported their load yet"),
         (PlaneRecord(150, envoys=1, draining={"i": 3}), "3 requests in flight"),
+        (PlaneRecord(99, away=1), "its 0 Envoys and 1 that are away are at revision 99 of 100"),
+        (PlaneRecord(100, away=1), "its Envoys have not reported their load yet, and 1 are away"),
     ],
 )
 def test_who_is_waited_for(plane: PlaneRecord, reason: str) -> None:

@@ -9,7 +9,7 @@ from google.protobuf import json_format
 from hypothesis import given
 from hypothesis import strategies as st
 
-from registry.keys import InstanceKey, Keyspace, PlaneKey, PolicyKey, ReadyKey
+from registry.keys import InstanceKey, Keyspace, NodesKey, PlaneKey, PolicyKey, ReadyKey
 from registry.pb import records_pb2
 from registry.records import (
     InstanceRecord,
@@ -19,14 +19,17 @@ from registry.records import (
     ReadyRecord,
     ReadyState,
     RecordError,
+    Roll,
     Servable,
     ServableState,
     decode_instance,
     decode_plane,
     decode_ready,
+    decode_roll,
     encode_instance,
     encode_plane,
     encode_ready,
+    encode_roll,
 )
 
 NAMES = st.text(min_size=1, max_size=40)
@@ -70,13 +73,20 @@ PLANES = st.builds(
     version=st.text(max_size=10),
     draining=st.dictionaries(NAMES, st.integers(0, 1000), max_size=4),
     http=st.text(max_size=20),
+    away=st.integers(0, 1000),
+)
+ROLLS = st.builds(
+    Roll,
+    connected=st.dictionaries(VERSIONS, NAMES, max_size=5),
+    away=st.lists(NAMES, max_size=3).map(sorted).map(tuple),
 )
 
 
 @given(NAMES, VERSIONS, NAMES, st.sampled_from(["/modelplane/", "/a", "x/y/"]))
 def test_every_name_survives_its_key(model: str, version: int, instance: str, prefix: str) -> None:
     space = Keyspace(prefix)
-    for key in (InstanceKey(instance), ReadyKey(model, version, instance), PolicyKey(model), PlaneKey(instance)):
+    planes = PlaneKey(instance), NodesKey(instance)
+    for key in (InstanceKey(instance), ReadyKey(model, version, instance), PolicyKey(model), *planes):
         spelled = space.make(key)
         assert space.parse(spelled) == key
         assert spelled.isascii()
@@ -138,6 +148,22 @@ def test_plane_records_survive_and_fit_the_schema(record: PlaneRecord) -> None:
     assert (dict(message.draining), message.http) == (record.draining, record.http)
     always = json_format.MessageToJson(message, always_print_fields_with_no_presence=True)
     assert decode_plane(always.encode()) == record
+
+
+@given(ROLLS)
+def test_lists_of_envoys_survive_and_fit_the_schema(roll: Roll) -> None:
+    raw = encode_roll(roll)
+    assert decode_roll(raw) == roll
+    message = json_format.Parse(raw, records_pb2.Nodes())
+    assert (dict(message.connected), tuple(message.away)) == (roll.connected, roll.away)
+    assert decode_roll(json_format.MessageToJson(message).encode()) == roll
+    assert decode_roll(b"{}") == Roll()
+
+
+@pytest.mark.parametrize("raw", [b"[]", b'{"connected":{"x":"a"}}', b'{"connected":["a"]}', b'{"away":[1]}'])
+def test_what_is_no_list_of_envoys_is_refused(raw: bytes) -> None:
+    with pytest.raises(RecordError):
+        decode_roll(raw)
 
 
 @pytest.mark.parametrize(
