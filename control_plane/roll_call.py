@@ -10,7 +10,8 @@ What it acknowledged last stays with it.
 
 Node ids need not be unique: losses and arrivals of one id are counted. But an Envoy may be back before its old
 connection is missed (the lease of its killed control plane goes on, its network was cut). So an arrival that is newer
-than what was lost, and not older than `overlap`, is taken for its return, once.
+than what was lost, and not older than `overlap`, is taken for its return, once; and what several replicas that are gone
+listed at the start of this one, for one Envoy that had gone from one to the other.
 """
 
 from __future__ import annotations
@@ -29,6 +30,17 @@ log = logging.getLogger(__name__)
 _LONG_AGO = float("-inf")
 
 
+@dataclass(slots=True, eq=False)
+class _Presence:
+    """A connection; it did not begin before `after`. `arrival`: when the Envoy arrived, if that was not taken for a
+    return: it may have been one from a connection that is missed only later."""
+
+    node: str
+    number: int
+    after: float
+    arrival: float | None
+
+
 @dataclass(frozen=True, slots=True)
 class Away:
     """An Envoy that no replica has. `revision`: it has acknowledged at least this; 0: unknown. Waited for until
@@ -38,17 +50,7 @@ class Away:
     revision: int
     until: float
     ours: bool
-
-
-@dataclass(slots=True, eq=False)
-class _Presence:
-    """A connection. It began between `after` and `seen`. `spent`: it was taken for a return."""
-
-    node: str
-    number: int
-    after: float
-    seen: float
-    spent: bool = False
+    last: _Presence = field(repr=False, compare=False)
 
 
 @dataclass(slots=True)
@@ -176,14 +178,17 @@ class RollCall:
     def _begin(self, now: float) -> None:
         """Answer for the Envoys of those replicas that are gone already, this one's predecessor among them."""
         self._begun = True
-        for name, other in self._others.items():
+        own = self._others.pop(self._replica, _Replica())
+        for other in (own, *self._others.values()):
             if other.converged is None:
-                self._inherit(other, now, ours=name == self._replica)
-        self._others.pop(self._replica, None)
+                self._inherit(other, now, ours=other is own)
+                # Only now: of one list all are different.
+                for one in self._away:
+                    one.last.arrival = now
 
     def _inherit(self, other: _Replica, now: float, *, ours: bool) -> None:
         nodes = [*other.roll.away, *(() if other.connected else other.roll.connected.values())]
-        lost = [*other.connected.values(), *(_Presence(node, 0, _LONG_AGO, _LONG_AGO) for node in nodes)]
+        lost = [*other.connected.values(), *(_Presence(node, 0, _LONG_AGO, None) for node in nodes)]
         for presence in lost:
             self._missed(presence, other.converged or 0, now, ours=ours)
 
@@ -195,25 +200,28 @@ class RollCall:
         back = max(away, key=lambda one: one.revision, default=None)
         if back is not None:
             self._away.remove(back)
-            presence.spent = True
+            presence.arrival = back.last.arrival
         return presence
 
     def _missed(self, lost: _Presence, revision: int, now: float, *, ours: bool) -> None:
         newer = (
-            one
+            (one.arrival, one)
             for one in self._present()
-            if one.node == lost.node and not one.spent and one.seen > lost.after and one.seen >= now - self._overlap
-        )
-        back = min(newer, key=lambda one: one.seen, default=None)
+            if one.node == lost.node and one.arrival is not None
+            if one.arrival > lost.after and one.arrival >= now - self._overlap
+        )  # fmt: skip
+        _, back = min(newer, key=lambda pair: pair[0], default=(0.0, None))
         if back is not None:
-            back.spent = True
+            back.arrival = lost.arrival
         else:
-            self._away.append(Away(lost.node, revision, now + self._grace, ours))
+            self._away.append(Away(lost.node, revision, now + self._grace, ours, lost))
 
     def _present(self) -> Iterator[_Presence]:
         yield from self._here.values()
         for other in self._others.values():
             yield from other.connected.values()
+        # It may have been back, and gone again.
+        yield from (one.last for one in self._away)
 
 
 def names(nodes: Iterable[str], most: int = 3) -> str:

@@ -91,6 +91,18 @@ class Tap:
         self.port, self.target = port, target
         self.conversations: list[Conversation] = []
         self._pumps: set[asyncio.Task[None]] = set()
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._closed = False
+
+    def cut(self) -> None:
+        """End all connections, and every new one, until `mend`."""
+        self._closed = True
+        for writer in self._writers:
+            writer.transport.abort()
+
+    def mend(self) -> None:
+        """Relay again."""
+        self._closed = False
 
     async def __aenter__(self) -> Tap:
         self._server = await asyncio.start_server(self._connection, "127.0.0.1", self.port)
@@ -106,10 +118,13 @@ class Tap:
         task = asyncio.current_task()
         assert task is not None
         self._pumps.add(task)
+        self._writers.add(writer)
         try:
-            await self._relay(reader, writer)
+            if not self._closed:
+                await self._relay(reader, writer)
         finally:
             self._pumps.discard(task)
+            self._writers.discard(writer)
             writer.transport.abort()
 
     async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -229,6 +229,35 @@ def test_a_predecessor_by_another_name_whose_lease_goes_on() -> None:
     assert two.away("b") == two.away("host-2") == {"two": 5}
 
 
+def test_what_several_that_are_gone_had_one_after_the_other_is_one_envoy() -> None:
+    three = fleet("a", "b", "c")
+    three.connect("a", "envoy")
+    three.connect("c", "other")
+    three.kill("a")
+    three.now += 1
+    three.connect("b", "envoy", "p2")
+    three.kill("b")
+    three.lease_ends("b")
+    three.lease_ends("a")
+    assert [away.node for away in three.calls["c"].away] == ["envoy"]
+    three.kill("c")
+    three.lease_ends("c")
+    three.start("b")
+    assert sorted(away.node for away in three.calls["b"].away) == ["envoy", "other"]
+
+
+def test_of_several_with_one_name_that_one_replica_had_each_is_waited_for_by_its_successor() -> None:
+    two = fleet("a", "b")
+    for peer in ("p1", "p2", "p3"):
+        two.connect("a", "envoy", peer)
+        two.connect("b", "envoy", peer)
+    two.kill("a")
+    two.kill("b")
+    two.lease_ends("a")
+    two.start("b")
+    assert [away.node for away in two.calls["b"].away] == ["envoy"] * 3
+
+
 def test_a_wiped_etcd_makes_all_records_vanish_and_nobody_waits_for_long() -> None:
     two = fleet("a", "b")
     two.connect("a", "one")

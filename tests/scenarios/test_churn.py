@@ -39,8 +39,6 @@ async def fleet(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator
         yield fleet
 
 
-# Longer than by default: on a busy machine an Envoy may be away for more than three seconds.
-@pytest.mark.parametrize("fleet", [("--settle-time", "8")], indirect=True)
 async def test_models_come_move_and_go_while_control_planes_are_killed(fleet: Fleet) -> None:
     """Each control plane is killed in turn, then both at once, and each time waited for; so are the Envoys'
     acknowledgements of every step. Beside Envoy's clients one without a proxy asks for the same."""
@@ -76,6 +74,7 @@ async def test_models_come_move_and_go_while_control_planes_are_killed(fleet: Fl
     assert len(one) == 2 * count + 3 > MODELS
 
 
+@pytest.mark.parametrize("fleet", [("--lost-envoy-grace", "3")], indirect=True)
 async def test_what_is_said_to_have_converged_has(fleet: Fleet) -> None:
     """Two Envoys; one is stopped like a machine that hangs. Waits until it is declared dead, which the log must say
     before anything is claimed without it, and after it was woken, until it is back."""
@@ -118,7 +117,7 @@ async def test_what_is_said_to_have_converged_has(fleet: Fleet) -> None:
             await eventually(converged, "the hanging Envoy to be given up", 40)
         finally:
             hung.child.thaw()
-        # A ping is sent every 10 s, and the first one after the stop is given 3 s; then come the 3 s of --settle-time.
+        # A ping is sent every 10 s, and the first one after the stop is given 3 s; then comes the grace.
         assert 5.9 <= time.monotonic() - frozen < 30
         await eventually(lambda: hung.stats("connected_state")["control_plane.connected_state"] == 1, "it to be back")
         assert await read_own_writes(fleet, calls, 3, "again") == []
