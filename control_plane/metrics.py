@@ -51,7 +51,7 @@ class Metrics:
         self.suspects = gauge("suspect_instances", "instances whose leases are lost and that are used all the same")
         self.draining = gauge("draining_instances", "instances that take no new requests")
         self.envoys = gauge("envoys", "connected xDS streams")
-        self.away = gauge("envoys_away", "Envoys that no control plane has and that drains wait for")
+        self.away = gauge("away_envoys", "Envoys that no control plane has and that drains wait for")
         self.resources = gauge("resources", "resources held, by type", "type")
         self.quarantined = gauge("quarantined_resources", "resources that Envoys refuse, by type", "type")
 
