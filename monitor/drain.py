@@ -51,8 +51,11 @@ class DrainWait:
             key = self._keyspace.parse(raw)
             if not isinstance(key, PlaneKey) or key.replica not in self._planes:
                 continue
-            if self._reason(self._planes.pop(key.replica)):
+            envoys, plane = self._envoys(), self._planes.pop(key.replica)
+            if self._reason(plane):
                 self._gone[key.replica] = now + RETURN
+                # Those that it waited for are waited for by the other replicas, but these have yet to say so.
+                self._most_envoys = max(self._most_envoys, envoys + (plane.away if plane is not None else 0))
         for raw, value in puts.items():
             if isinstance(key := self._keyspace.parse(raw), PlaneKey):
                 self._gone.pop(key.replica, None)
@@ -76,7 +79,9 @@ class DrainWait:
         if self._doubted_until is not None and not self._planes:
             return ("the control planes, to register again in an etcd that lost its data",)
         reasons = [(replica, self._reason(plane)) for replica, plane in sorted(self._planes.items())]
-        if (missing := self._most_envoys - self._envoys()) > 0:
+        # They may all wait for the same ones.
+        away = max((plane.away for plane in self._planes.values() if plane is not None), default=0)
+        if (missing := self._most_envoys - self._envoys() - away) > 0:
             reasons += [
                 (replica, f"it has gone, and {missing} Envoys have not found another one yet")
                 for replica in sorted(self._gone)

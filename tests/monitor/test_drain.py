@@ -111,6 +111,16 @@ def test_the_envoys_of_a_control_plane_that_goes_are_not_waited_for_for_ever() -
     assert wait.next_deadline() is None
 
 
+def test_an_envoy_that_was_away_when_the_control_plane_that_waited_for_it_went_is_not_forgotten() -> None:
+    wait = wait_for(a=PlaneRecord(99, away=1), b=PlaneRecord(100))
+    wait.apply({}, [key("a")], 0.0)
+    assert wait.waiting() == ("control plane a: it has gone, and 1 Envoys have not found another one yet",)
+    wait.apply({key("b"): encode_plane(PlaneRecord(99, away=1))}, (), 1.0)
+    assert wait.waiting() == ("control plane b: its 0 Envoys and 1 that are away are at revision 99 of 100",)
+    wait.apply({key("b"): encode_plane(PlaneRecord(100, envoys=1, draining={"i": 0}))}, (), 2.0)
+    assert wait.waiting() == ()
+
+
 def test_a_control_plane_that_was_done_may_go() -> None:
     wait = wait_for(a=PlaneRecord(100, envoys=1, draining={"i": 0}))
     wait.apply({}, [key("a")], 5.0)
