@@ -154,6 +154,12 @@ class Order:
         """A client that reconnects holds this version, or one that we don't know."""
         self.held[key] = [(0, resource)]
 
+    def recognised(self, key: Key, resource: Resource) -> None:
+        """What a client claimed and we did not know is the table's version again, and this is it."""
+        if self.held.get(key) == [(0, None)]:
+            self.claimed(key, resource)
+            self.released = True
+
     def sent(self, key: Key, sequence: int, resource: Resource) -> None:
         """The client is about to hold this version, and until it ACKs, perhaps one of those before."""
         held = self.held.setdefault(key, [])

@@ -159,7 +159,7 @@ class SotwStream(Stream):
         subscription.doubted = True
         subscription.counters.nacked += 1
         subscription.counters.last_error = request.error_detail.message
-        self._report(subscription.type_url, names, request.error_detail, searching=True)
+        self._report(subscription.type_url, names, request.error_detail, searching=True, proven=False)
 
     def _catch_up(self, subscription: Subscription, newest: Flight, request: Any) -> None:
         """A client answers in order, and may answer several at once (Envoy, where requests of the type were paused):

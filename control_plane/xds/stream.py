@@ -296,7 +296,7 @@ class Stream(ABC):
         self, type_url: str, subscription: Subscription | None, flight: Flight | None, error: Any, now: float
     ) -> None:
         names: dict[str, tuple[Resource | None, Moment]] = {}
-        searching = False
+        searching = proven = False
         if subscription is not None:
             subscription.counters.nacked += 1
             subscription.counters.last_error = error.message
@@ -305,7 +305,8 @@ class Stream(ABC):
             named = names_in(error.message, names) if len(names) > 1 else ()
             taken = self._taken if type_url == CLUSTER else ()
             searching = subscription.nacked(flight, now, named, self._withheld(type_url, names), taken)
-            if len(names) == 1 and not searching:
+            proven = flight.of_one and not searching
+            if proven:
                 subscription.explain(next(iter(names)), error.message)
             if type_url == CLUSTER_LOAD_ASSIGNMENT and not searching:
                 for name in names:
@@ -313,14 +314,20 @@ class Stream(ABC):
                     self._order.cluster_gone(name)
             if type_url == CLUSTER and not searching:
                 self._gates.suspect(names, now)
-        self._report(type_url, names, error, searching=searching)
+        self._report(type_url, names, error, searching=searching, proven=proven)
 
     def _report(
-        self, type_url: str, names: Mapping[str, tuple[Resource | None, Moment]], error: Any, *, searching: bool
+        self,
+        type_url: str,
+        names: Mapping[str, tuple[Resource | None, Moment]],
+        error: Any,
+        *,
+        searching: bool,
+        proven: bool,
     ) -> None:
         resources = [resource for resource, _ in names.values() if resource is not None]
         models = tuple(sorted({resource.model for resource in resources if resource.model}))
-        version = resources[0].version if len(names) == len(resources) == 1 and not searching else ""
+        version = resources[0].version if proven and resources else ""
         self._events.append(
             Refused(self.node, type_url, tuple(names), models, searching, error.code, error.message, version)
         )
@@ -370,6 +377,8 @@ class Stream(ABC):
             else:
                 self._order.cluster_not_due(name)
         elif subscription.type_url != CLUSTER_LOAD_ASSIGNMENT:
+            if resource is not None and not item.on_its_way and version == item.expected:
+                self._order.recognised(key, resource)
             if resource is None or not due:
                 self._order.waiting.pop(key, None)
             elif waiting is not None and version != waiting.resource.version:

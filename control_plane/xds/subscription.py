@@ -66,7 +66,7 @@ class Flight:
     """A response that was sent and not answered yet: name -> (resource or None for removed, since when outstanding).
 
     `revision` and `generation` are the table's when it was made. `searching`: it is one of those that look for the
-    name to blame.
+    name to blame. `forgotten`: it held other names too, which the client has dropped since.
     """
 
     sequence: int
@@ -76,6 +76,12 @@ class Flight:
     searching: bool = False
     version: str = ""
     """Its version_info, where responses have one."""
+    forgotten: bool = False
+
+    @property
+    def of_one(self) -> bool:
+        """Whether it was a response of one name, which alone can be to blame for a refusal."""
+        return len(self.names) == 1 and not self.forgotten
 
     @property
     def nonce(self) -> str:
@@ -232,7 +238,7 @@ class Subscription:
         self.nacked_revision = flight.revision
         if self.whole is not None:
             # What a client that reconnects asked for before it was sent proves nothing.
-            believed = len(flight.names) > 1 and not self.whole.unknown
+            believed = not (flight.of_one or self.whole.unknown)
             self.whole.refused(flight.names, flight.sequence, taken if believed else ())
         again: list[str] = []
         for name, (resource, since) in flight.names.items():
@@ -248,16 +254,16 @@ class Subscription:
                 item.expected = UNKNOWN
             if withheld and name in withheld:
                 self.outstanding.discard(since)
-                if version == withheld[name] and len(flight.names) == 1:
+                if version == withheld[name] and flight.of_one:
                     item.refused, item.refused_at = version, flight.sequence
                 self.answer_owed |= self.unknown_since is not None
                 self._drop_if_settled(name, item)
                 continue
-            if newest and len(flight.names) > 1:
+            if newest and not flight.of_one:
                 self._due_again(name, item, version, since, now)
                 again.append(name)
                 continue
-            if len(flight.names) > 1:
+            if not flight.of_one:
                 self._leave_to_newer(name, item, flight, since)
                 continue
             if item.refused_since is not None:
@@ -355,6 +361,7 @@ class Subscription:
             for flight in self.flights.values():
                 sent = flight.names.pop(name, None)
                 if sent is not None:
+                    flight.forgotten = True
                     self.outstanding.discard(sent[1])
 
     def refused(self) -> Iterator[str]:

@@ -493,3 +493,13 @@ def test_a_listener_does_not_wait_for_endpoints_that_go_after_a_cluster_that_wai
     assert kinds(talk.ack(last)) == [CDS, EDS]
     talk.ack_all()
     assert talk.converged == talk.revision
+
+
+def test_what_a_client_claimed_and_the_table_has_again_is_known():
+    """A removal waits as long as it isn't known what the client holds; then it is."""
+    talk = Talk.about(A, EA, router("a", version=2))
+    talk.ask(CDS, claimed={"a": "old", "b": B.version})
+    assert talk.ask(ECDS, ["router"], claimed={"router": router("a").version}) == []
+    said = talk.change(router("a")) + talk.ask(EDS, ["a"]) + talk.ack_all()
+    removed = [name for response in said if response.type_url == CDS for name in response.removed_resources]
+    assert removed == ["b"]

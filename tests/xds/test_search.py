@@ -69,3 +69,18 @@ def test_what_was_refused_beside_something_bad_is_not_blamed_if_something_newer_
             talk.nack(response)
     assert taken == {"b": cluster("b").version}
     assert talk.stream.status()[CDS].refused == ("bad", "worse")
+
+
+def test_what_was_refused_beside_a_name_that_was_dropped_since_is_not_blamed():
+    talk = envoy_like()
+    talk.ask(CDS, ["good", "bad"], ["*"])
+    talk.ack_all()
+    (both,) = talk.change(cluster("good"), cluster("bad"))
+    talk.ask(CDS, unsubscribe=["bad"])
+    talk.nack(both, "something is bad")
+    assert not [event for event in talk.stream.events() if isinstance(event, Refused) and event.version]
+    (again,) = talk.sent
+    assert names(again) == ["good"]
+    talk.ack(again)
+    assert talk.converged == talk.revision
+    assert talk.stream.status()[CDS].refused == ()
