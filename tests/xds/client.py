@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any, ClassVar, Self
 
 from envoy.config.cluster.v3 import cluster_pb2
 from envoy.config.core.v3 import extension_pb2
@@ -21,6 +23,8 @@ from control_plane.resources.resource import (
     pack,
 )
 from control_plane.xds.delta import DeltaStream
+from control_plane.xds.limits import Limits
+from control_plane.xds.stream import Stream
 from control_plane.xds.table import ResourceTable
 
 CDS, EDS, LDS, ECDS = CLUSTER, CLUSTER_LOAD_ASSIGNMENT, LISTENER, EXTENSION_CONFIG
@@ -86,32 +90,67 @@ def names(response: Response) -> list[str]:
 
 
 @dataclass
-class Talk:
-    """One stream and its far end, with a clock that the test moves. `sent` holds the responses not answered yet."""
+class Far(ABC):
+    """The far end of one stream, with a clock that the test moves. `sent` holds the responses not answered yet."""
 
     table: ResourceTable
-    stream: DeltaStream
+    stream: Stream
     now: float = 100.0
-    sent: list[Response] = field(default_factory=list)
+    sent: list[Any] = field(default_factory=list)
     revision: int = 1
 
-    @classmethod
-    def about(cls, *resources: Resource, table: ResourceTable | None = None, **limits: float) -> Talk:
-        from control_plane.xds.limits import Limits
+    variant: ClassVar[type[Stream]]
+    response: ClassVar[type[Any]]
 
+    @classmethod
+    def about(cls, *resources: Resource, table: ResourceTable | None = None, **limits: float) -> Self:
         table = table or ready_table(*resources)
-        stream = DeltaStream(table, 100.0, Limits(**limits))  # type: ignore[arg-type]
+        stream = cls.variant(table, 100.0, Limits(**limits))  # type: ignore[arg-type]
         return cls(table, stream, revision=table.revision)
+
+    @abstractmethod
+    def ack(self, response: Any) -> list[Any]: ...
+
+    def read(self) -> list[Any]:
+        responses = [self.response.FromString(raw) for raw in self.stream.outgoing(self.now)]
+        self.sent += responses
+        return responses
+
+    def ack_all(self, *types: str) -> list[Any]:
+        """ACK everything (of these types) until the server has nothing more to say; all that it said on the way."""
+        said: list[Any] = []
+        while waiting := [response for response in self.sent if not types or response.type_url in types]:
+            said += self.ack(waiting[0])
+        return said
+
+    def change(
+        self, *puts: Resource, removes: Iterable[tuple[str, str]] = (), revision: int | None = None
+    ) -> list[Any]:
+        """Move the table by one revision; what the server writes then."""
+        self.revision = revision if revision is not None else self.revision + 1
+        self.stream.notice(self.table.update(puts, removes, self.revision), self.now)
+        return self.read()
+
+    def wait(self, seconds: float) -> list[Any]:
+        self.now += seconds
+        return self.read()
+
+    @property
+    def converged(self) -> int:
+        return self.stream.converged_revision(self.now)
+
+
+@dataclass
+class Talk(Far):
+    """The incremental protocol's."""
+
+    variant = DeltaStream
+    response = Response
 
     def ask(self, *args: object, **kwargs: object) -> list[Response]:
         """Send a request; what the server writes then."""
         self.stream.receive(request(*args, **kwargs), self.now)  # type: ignore[arg-type]
         return self.read()
-
-    def read(self) -> list[Response]:
-        responses = [Response.FromString(raw) for raw in self.stream.outgoing(self.now)]
-        self.sent += responses
-        return responses
 
     def ack(self, response: Response, **kwargs: object) -> list[Response]:
         self.sent.remove(response)
@@ -119,29 +158,6 @@ class Talk:
 
     def nack(self, response: Response, error: str = "no good") -> list[Response]:
         return self.ack(response, error=error)
-
-    def ack_all(self, *types: str) -> list[Response]:
-        """ACK everything (of these types) until the server has nothing more to say; all that it said on the way."""
-        said: list[Response] = []
-        while waiting := [response for response in self.sent if not types or response.type_url in types]:
-            said += self.ack(waiting[0])
-        return said
-
-    def change(
-        self, *puts: Resource, removes: Iterable[tuple[str, str]] = (), revision: int | None = None
-    ) -> list[Response]:
-        """Move the table by one revision; what the server writes then."""
-        self.revision = revision if revision is not None else self.revision + 1
-        self.stream.notice(self.table.update(puts, removes, self.revision), self.now)
-        return self.read()
-
-    def wait(self, seconds: float) -> list[Response]:
-        self.now += seconds
-        return self.read()
-
-    @property
-    def converged(self) -> int:
-        return self.stream.converged_revision(self.now)
 
 
 def envoy_like(*resources: Resource, table: ResourceTable | None = None, **limits: float) -> Talk:

@@ -22,10 +22,9 @@ from control_plane.resources.resource import (
     Resource,
     pack,
 )
-from control_plane.xds.limits import Limits
 from control_plane.xds.sotw import SotwStream
 from control_plane.xds.table import ResourceTable
-from tests.xds.client import ready_table
+from tests.xds.client import Far
 
 Response = discovery_pb2.DiscoveryResponse
 RDS = ROUTE_CONFIGURATION
@@ -87,21 +86,13 @@ class Known:
 
 
 @dataclass
-class SotwTalk:
-    """One stream and its far end, with a clock that the test moves. `sent` holds the responses not answered yet."""
+class SotwTalk(Far):
+    """The state-of-the-world protocol's, which keeps in mind what a client has to say again."""
 
-    table: ResourceTable
-    stream: SotwStream
-    now: float = 100.0
-    sent: list[Response] = field(default_factory=list)
-    revision: int = 1
     known: dict[str, Known] = field(default_factory=dict)
 
-    @classmethod
-    def about(cls, *resources: Resource, table: ResourceTable | None = None, **limits: float) -> SotwTalk:
-        table = table or ready_table(*resources)
-        stream = SotwStream(table, 100.0, Limits(**limits))  # type: ignore[arg-type]
-        return cls(table, stream, revision=table.revision)
+    variant = SotwStream
+    response = Response
 
     def ask(
         self, type_url: str, names_wanted: Iterable[str] | None = None, *, version: str = "", nonce: str | None = None
@@ -113,11 +104,6 @@ class SotwTalk:
         asked = request(type_url, known.names, version=known.version, nonce=known.nonce if nonce is None else nonce)
         self.stream.receive(asked, self.now)
         return self.read()
-
-    def read(self) -> list[Response]:
-        responses = [Response.FromString(raw) for raw in self.stream.outgoing(self.now)]
-        self.sent += responses
-        return responses
 
     def answer(self, response: Response, error: str | None = None) -> list[Response]:
         self.sent.remove(response)
@@ -134,29 +120,6 @@ class SotwTalk:
 
     def nack(self, response: Response, error: str = "no good") -> list[Response]:
         return self.answer(response, error)
-
-    def ack_all(self, *types: str) -> list[Response]:
-        """ACK everything (of these types) until the server has nothing more to say; all that it said on the way."""
-        said: list[Response] = []
-        while waiting := [response for response in self.sent if not types or response.type_url in types]:
-            said += self.ack(waiting[0])
-        return said
-
-    def change(
-        self, *puts: Resource, removes: Iterable[tuple[str, str]] = (), revision: int | None = None
-    ) -> list[Response]:
-        """Move the table by one revision; what the server writes then."""
-        self.revision = revision if revision is not None else self.revision + 1
-        self.stream.notice(self.table.update(puts, removes, self.revision), self.now)
-        return self.read()
-
-    def wait(self, seconds: float) -> list[Response]:
-        self.now += seconds
-        return self.read()
-
-    @property
-    def converged(self) -> int:
-        return self.stream.converged_revision(self.now)
 
 
 def envoy_like(*resources: Resource, table: ResourceTable | None = None, **limits: float) -> SotwTalk:
