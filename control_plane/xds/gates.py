@@ -76,16 +76,14 @@ class Gates:
             self._endpoints_taken.update(names)
 
     def is_away_from_clusters(self, now: float) -> bool:
-        """Whether it is such an Envoy that hasn't come back to CDS yet: it may lack any cluster. A client that asks for
-        EDS of clusters that are not ours isn't; nor is one that doesn't come: it has clusters of its own of these
-        names, and all that it is to have of us is EDS."""
+        """Whether it is such an Envoy that hasn't come back to CDS yet: it may lack any cluster, or hold one that is
+        gone. One that doesn't come isn't: it has clusters of its own, and all that it is to have of us is EDS."""
         endpoints = self._subscriptions.get(CLUSTER_LOAD_ASSIGNMENT)
         if endpoints is None or CLUSTER in self._subscriptions or self._only_type is not None:
             return False
         if self._stays_away or (self._away_until is not None and now >= self._away_until):
             return False
-        clusters = self._table.entries(CLUSTER)
-        return any(name in clusters for name in endpoints.names)
+        return bool(endpoints.names)
 
     def endpoints_again(self, now: float) -> Iterator[tuple[str, str | Unknown]]:
         """The names of which EDS is to be sent again for that, and what the client holds of each."""

@@ -92,7 +92,7 @@ def test_an_empty_wildcard_is_answered_when_the_client_has_nothing():
 
 
 def test_names_that_do_not_exist_are_answered_and_sent_when_they_come():
-    talk = Talk.about()
+    talk = Talk.about(away_seconds=0)
     (response,) = talk.ask(EDS, ["a"])
     assert list(response.removed_resources) == ["a"]
     talk.ack_all()

@@ -503,3 +503,18 @@ def test_what_a_client_claimed_and_the_table_has_again_is_known():
     said = talk.change(router("a")) + talk.ask(EDS, ["a"]) + talk.ack_all()
     removed = [name for response in said if response.type_url == CDS for name in response.removed_resources]
     assert removed == ["b"]
+
+
+def test_an_envoy_that_comes_back_with_a_cluster_that_is_gone_has_not_converged():
+    """envoy#36951: it warms it, so it asks for its endpoints, and for clusters only after those."""
+    talk = Talk.about(A, EA)
+    talk.ask(EDS, ["gone"])
+    talk.ask(LDS)
+    talk.ask(ECDS, ["router"])
+    talk.ack_all()
+    talk.wait(3)
+    assert talk.converged == 0
+    (response,) = [each for each in talk.ask(CDS, claimed={"gone": "1", "a": A.version}) if each.type_url == CDS]
+    assert response.removed_resources == ["gone"]
+    talk.ack_all()
+    assert talk.converged == talk.revision

@@ -11,6 +11,7 @@ import pytest
 from envoy.service.discovery.v3 import ads_pb2_grpc, discovery_pb2
 
 from control_plane.xds.events import Connected, Disconnected
+from control_plane.xds.limits import Limits
 from control_plane.xds.server import SERVER_OPTIONS, XdsServer
 from control_plane.xds.table import ResourceTable
 from control_plane.xds.view import View
@@ -146,7 +147,9 @@ async def test_nothing_is_claimed_before_the_envoys_of_a_restart_had_time_to_com
 
 async def test_an_envoy_that_was_lost_counts_until_it_is_back_or_given_up():
     table, now = ResourceTable(), [100.0]
-    async with serving(table, settle_seconds=3.0, clock=lambda: now[0]) as (xds, stub, _):
+    # One that asks for nothing but EDS, and isn't waited for to ask for its clusters.
+    limits = Limits(away_seconds=0)
+    async with serving(table, settle_seconds=3.0, clock=lambda: now[0], limits=limits) as (xds, stub, _):
         begin(xds, table, endpoints("a", 1))
         now[0] += 4
         stream = stub.DeltaAggregatedResources()
@@ -206,7 +209,7 @@ async def test_a_grpc_client_is_served_from_its_own_table_which_is_filled_as_it_
         xds.publish(lazy.update([endpoints(name, 7) for name in names_wanted], [], 5), view)
 
     view = View("grpc", lazy, wanted, proxies=False)
-    async with serving(table, grpc_view=view) as (xds, stub, _):
+    async with serving(table, grpc_view=view, limits=Limits(away_seconds=0)) as (xds, stub, _):
         begin(xds, table, endpoints("a", 1))
         lazy.mark_ready()
         xds.publish(lazy.update([], [], 5), view)

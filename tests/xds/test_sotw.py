@@ -201,7 +201,7 @@ def test_unknown_clusters_and_listeners_are_answered_by_leaving_them_out():
 
 
 def test_unknown_endpoints_are_answered_by_an_empty_assignment_and_sent_when_they_come():
-    talk = SotwTalk.about(B)
+    talk = SotwTalk.about(B, away_seconds=0)
     (response,) = talk.ask(EDS, ["a"])
     assert held(response) == {"a": no_endpoints("a").version}
     talk.ack_all()
@@ -235,7 +235,7 @@ def test_unknown_routes_are_sent_when_they_come():
 
 
 def test_what_was_removed_while_its_response_was_refused_is_settled():
-    talk = SotwTalk.about(EA, EB)
+    talk = SotwTalk.about(EA, EB, away_seconds=0)
     (response,) = talk.ask(EDS, ["a", "b"])
     talk.change(removes=[(EDS, "a")])
     (again,) = talk.nack(response)
