@@ -288,21 +288,20 @@ class XdsServer:
         connection = Connection(machine, method, view, context.peer(), kept(first.node), self._clock, self._moved)
         number = next(self._numbers)
         self._connections[number] = connection
-        detail = "the stream ended"
         try:
             fine = connection.take(first)
             del first  # some 50 KB of an Envoy, for as long as the stream lasts
             if fine:
                 self._connected(connection)
                 await connection.run(rest, context)
-        except asyncio.CancelledError:
-            # gRPC cancels the handler when the other end or the connection is gone.
-            unanswered = connection.machine.unanswered
-            detail = f"it is gone or no longer answers ({unanswered} responses without an answer)"
-            raise
         finally:
+            # When the other end or the connection is gone, gRPC cancels the handler or ends its requests, whichever
+            # comes first: how it ended can't be told from here.
+            detail = f"it is gone or no longer answers ({machine.unanswered} responses without an answer)"
+            if connection.closing or connection.error is not None:
+                detail = "closed by us"
             del self._connections[number]
-            self._ended(connection, "closed by us" if connection.closing else detail)
+            self._ended(connection, detail)
         if connection.error is not None:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(connection.error))
         if connection.closing:
