@@ -14,12 +14,19 @@ log = logging.getLogger(__name__)
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
-class StopSignals:
-    """Three events, set one after the other by SIGTERM, SIGINT (Ctrl-C) or SIGHUP."""
+class StopOrders:
+    """How one instance's monitor is told to end: `stop` asks for a drain, `hasten` for no more waiting."""
 
     def __init__(self) -> None:
         self.stop = asyncio.Event()
         self.hasten = asyncio.Event()
+
+
+class StopSignals(StopOrders):
+    """Orders given by SIGTERM, SIGINT (Ctrl-C) or SIGHUP: three events, set one after the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
         self.kill = asyncio.Event()
 
     @contextmanager
