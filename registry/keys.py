@@ -52,7 +52,14 @@ class NodesKey:
     replica: str
 
 
-Key: TypeAlias = InstanceKey | ReadyKey | PolicyKey | PlaneKey | NodesKey
+@dataclass(frozen=True, slots=True)
+class DrainKey:
+    """`drains/<instance>`: what an operator wants drained of one instance."""
+
+    instance: str
+
+
+Key: TypeAlias = InstanceKey | ReadyKey | PolicyKey | PlaneKey | NodesKey | DrainKey
 
 
 def encode_name(name: str) -> str:
@@ -104,6 +111,11 @@ class Keyspace:
         """The prefix of all control-plane replicas."""
         return f"{self.prefix}planes/"
 
+    @property
+    def drains(self) -> str:
+        """The prefix of what operators want drained."""
+        return f"{self.prefix}drains/"
+
     def make(self, key: Key) -> str:
         """Spell a key out, prefix included."""
         match key:
@@ -117,6 +129,8 @@ class Keyspace:
                 return self.planes + encode_name(replica)
             case NodesKey(replica):
                 return f"{self.planes}{encode_name(replica)}/nodes"
+            case DrainKey(instance):
+                return self.drains + encode_name(instance)
 
     def parse(self, raw: str) -> Key | None:
         """Read a key back; None for one that is not ours (somebody else's key, or a newer modelplane's kind)."""
@@ -133,5 +147,7 @@ class Keyspace:
                 return PlaneKey(unquote(replica))
             case ["planes", replica, "nodes"] if replica:
                 return NodesKey(unquote(replica))
+            case ["drains", instance] if instance:
+                return DrainKey(unquote(instance))
             case _:
                 return None

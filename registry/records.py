@@ -26,6 +26,8 @@ class ReadyState(StrEnum):
     """It was seen to answer."""
     DRAINING = "DRAINING"
     """It answers, but is about to stop: no new requests."""
+    DRAINED = "DRAINED"
+    """It answers, nothing is in flight on it any more, and it is kept so: not an endpoint, but its model is known."""
 
 
 class InstanceState(StrEnum):
@@ -34,6 +36,8 @@ class InstanceState(StrEnum):
     STARTING = "STARTING"
     SERVING = "SERVING"
     DRAINING = "DRAINING"
+    DRAINED = "DRAINED"
+    """An operator had it drained; the server runs on, and it stays so until the operator takes it back."""
     UNREACHABLE = "UNREACHABLE"
 
 
@@ -107,7 +111,10 @@ class PlaneRecord:
     for (control_plane/roll_call.py); several replicas may wait for the same.
     `draining`: requests in flight per draining instance; an instance is listed only once every Envoy has acknowledged
     its draining and has reported its load since. `http`: HOST:PORT of its HTTP port as others reach it; empty where
-    the replica is older than this field."""
+    the replica is older than this field.
+    `servables`: the same by instance and `MODEL@VERSION`, for instances that drain in part; None where the replica is
+    older than this field. `behind`: node ids of Envoys and gRPC clients, a few of them, that have kept a drain waiting
+    for a while because they have not acknowledged it or not reported since."""
 
     converged_revision: int
     envoys: int = 0
@@ -115,6 +122,8 @@ class PlaneRecord:
     draining: Mapping[str, int] = field(default_factory=dict)
     http: str = ""
     away: int = 0
+    servables: Mapping[str, Mapping[str, int]] | None = None
+    behind: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +190,10 @@ def _document(raw: bytes) -> Mapping[str, Any]:
     if not isinstance(document, dict):
         raise RecordError(f"not a JSON object but {type(document).__name__}")
     return document
+
+
+read_document, read_field, read_flag, read_int64, read_text = _document, _read, _flag, _INT64, _text
+"""For the records that have a file of their own."""
 
 
 def _dump(document: Mapping[str, Any]) -> bytes:
@@ -272,18 +285,29 @@ def decode_instance(raw: bytes) -> InstanceRecord:
     )
 
 
+def _counts(rows: Any) -> dict[str, int]:
+    return {_text(name): _INT64(count) for name, count in rows.items()}
+
+
+def _counts_by_name(rows: Any) -> dict[str, dict[str, int]] | None:
+    return None if rows is None else {_text(name): _counts(row.get("inFlight", {})) for name, row in rows.items()}
+
+
 def encode_plane(record: PlaneRecord) -> bytes:
     """Spell a control-plane replica's record."""
-    return _dump(
-        {
-            "convergedRevision": record.converged_revision,
-            "envoys": record.envoys,
-            "version": record.version,
-            "draining": dict(sorted(record.draining.items())),
-            "http": record.http,
-            "away": record.away,
-        }
-    )
+    document: dict[str, Any] = {
+        "convergedRevision": record.converged_revision,
+        "envoys": record.envoys,
+        "version": record.version,
+        "draining": dict(sorted(record.draining.items())),
+        "http": record.http,
+        "away": record.away,
+        "behind": record.behind,
+    }
+    if record.servables is not None:
+        rows = sorted(record.servables.items())
+        document["servables"] = {name: {"inFlight": dict(sorted(counts.items()))} for name, counts in rows}
+    return _dump(document)
 
 
 def decode_plane(raw: bytes) -> PlaneRecord:
@@ -293,11 +317,11 @@ def decode_plane(raw: bytes) -> PlaneRecord:
         converged_revision=_read(document, "convergedRevision", _INT64),
         envoys=_read(document, "envoys", _INT64, 0),
         version=_read(document, "version", _text, ""),
-        draining=_read(
-            document, "draining", lambda rows: {_text(name): _INT64(count) for name, count in rows.items()}, {}
-        ),
+        draining=_read(document, "draining", _counts, {}),
         http=_read(document, "http", _text, ""),
         away=_read(document, "away", _INT64, 0),
+        servables=_read(document, "servables", _counts_by_name, None),
+        behind=_read(document, "behind", lambda names: tuple(map(_text, names)), ()),
     )
 
 

@@ -9,7 +9,7 @@ from google.protobuf import json_format
 from hypothesis import given
 from hypothesis import strategies as st
 
-from registry.keys import InstanceKey, Keyspace, NodesKey, PlaneKey, PolicyKey, ReadyKey
+from registry.keys import DrainKey, InstanceKey, Keyspace, NodesKey, PlaneKey, PolicyKey, ReadyKey
 from registry.pb import records_pb2
 from registry.records import (
     InstanceRecord,
@@ -74,6 +74,8 @@ PLANES = st.builds(
     draining=st.dictionaries(NAMES, st.integers(0, 1000), max_size=4),
     http=st.text(max_size=20),
     away=st.integers(0, 1000),
+    servables=st.dictionaries(NAMES, st.dictionaries(NAMES, st.integers(0, 9), max_size=2), max_size=2),
+    behind=st.lists(NAMES, max_size=3).map(tuple),
 )
 ROLLS = st.builds(
     Roll,
@@ -86,7 +88,10 @@ ROLLS = st.builds(
 def test_every_name_survives_its_key(model: str, version: int, instance: str, prefix: str) -> None:
     space = Keyspace(prefix)
     planes = PlaneKey(instance), NodesKey(instance)
-    for key in (InstanceKey(instance), ReadyKey(model, version, instance), PolicyKey(model), *planes):
+    for key in (
+        *(InstanceKey(instance), ReadyKey(model, version, instance), PolicyKey(model), DrainKey(instance)),
+        *planes,
+    ):
         spelled = space.make(key)
         assert space.parse(spelled) == key
         assert spelled.isascii()
