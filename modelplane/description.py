@@ -16,6 +16,7 @@ from modelplane.planes import Report
 from modelplane.quarantine import quarantine
 from modelplane.table import listed, rest_address
 from registry.addresses import join_address
+from registry.records import InstanceRecord
 
 _NOT_SAID = "-"
 
@@ -31,9 +32,10 @@ class Pages:
 
 
 def find(picture: Picture, model: str) -> list[Version]:
-    """The model's versions, newest first. Raises UserError with close matches if the registry knows no such model."""
+    """The model's versions, newest first; none if all that is known of it is a condition. Raises UserError with close
+    matches if the registry knows no such model."""
     versions = [row for row in picture.versions if row.model == model]
-    if not versions:
+    if not versions and not any(_about(record, model) for record in picture.instances.values()):
         known = sorted({row.model for row in picture.versions})
         close = difflib.get_close_matches(model, known, n=3)
         knows = f"it knows {listed(known)}" if known else "it knows none"
@@ -49,6 +51,7 @@ def describe(picture: Picture, model: str, pages: Pages) -> list[Line]:
         *_head(model, versions, pages.envoys),
         *_instances(picture, versions),
         *_reasons(versions),
+        *_conditions(picture, model, versions),
         *_clusters(pages),
         *quarantine(pages.quarantine, model),
         *_refusals(pages),
@@ -85,6 +88,8 @@ def _ready(row: Version) -> bool:
 
 
 def _instances(picture: Picture, versions: Sequence[Version]) -> list[Line]:
+    if not versions:
+        return []
     rows, tones = [], []
     for row in versions:
         for name, held in row.holdings.items():
@@ -114,6 +119,22 @@ def _reasons(versions: Sequence[Version]) -> list[Line]:
                 same.setdefault(held.reason, []).append(name)
         lines += [Line(f"version {row.version} on {listed(names)}: {why}") for why, names in same.items()]
     return [Line(""), Line("NOT READY"), *lines] if lines else []
+
+
+def _about(record: InstanceRecord, model: str) -> bool:
+    return any(condition.model == model for condition in record.conditions)
+
+
+def _conditions(picture: Picture, model: str, versions: Sequence[Version]) -> list[Line]:
+    """Those about the model, and those that are about all models of an instance that holds it."""
+    holders = {name for row in versions for name in row.holdings}
+    lines = [
+        Line(f"{name}: {one.name}: {one.text}", Tone.BAD)
+        for name, record in picture.instances.items()
+        for one in record.conditions
+        if one.model == model or (not one.model and name in holders)
+    ]
+    return [Line(""), Line("CONDITIONS"), *lines] if lines else []
 
 
 def _clusters(pages: Pages) -> list[Line]:

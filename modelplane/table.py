@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from modelplane.fleet import Holding, Picture, State, Version
 from registry.addresses import join_address
+from registry.records import InstanceRecord
 
 _NAMES_SHOWN = 4
 
@@ -45,6 +46,9 @@ def table(picture: Picture, width: int = 100) -> list[str]:
         lines += columns(("INSTANCE", "STATE", "GRPC", "REST", "READY"), instances)
     else:
         lines.append("No instances.")
+    conditions = list(_conditions(picture))
+    if conditions:
+        lines += ["", "CONDITIONS", *conditions]
     reasons = list(_reasons(picture))
     if reasons:
         lines += ["", "NOT READY", *reasons]
@@ -70,11 +74,18 @@ def changes(before: Picture, after: Picture) -> list[str]:
             lines.append(f"{name}: gone from the registry")
         elif old is None or (old.state, old.detail) != (new.state, new.detail):
             lines.append(f"{name}: {new.state.lower()}" + (f": {new.detail}" if new.detail else ""))
+        lines += _condition_changes(name, old, new)
     olds = {(row.model, row.version): row for row in before.versions}
     news = {(row.model, row.version): row for row in after.versions}
     for key in sorted(olds.keys() | news.keys()):
         lines += _version_changes(olds.get(key), news.get(key))
     return [clean(line) for line in lines]
+
+
+def _condition_changes(name: str, old: InstanceRecord | None, new: InstanceRecord | None) -> Iterable[str]:
+    before, after = old.conditions if old else (), new.conditions if new else ()
+    yield from (f"{name}: {one.name}: {one.text}" for one in after if one not in before)
+    yield from (f"{name}: no longer {one.name}: {one.text}" for one in before if new and one not in after)
 
 
 def _version_changes(old: Version | None, new: Version | None) -> Iterable[str]:
@@ -89,6 +100,11 @@ def _version_changes(old: Version | None, new: Version | None) -> Iterable[str]:
             yield f"{row.model} version {row.version} on {instance}: {said}"
     if new is not None and new.served and not (old is not None and old.served):
         yield f"{row.model}: requests that name no version get version {row.version}"
+
+
+def _conditions(picture: Picture) -> Iterable[str]:
+    for name, record in picture.instances.items():
+        yield from (f"{name}: {condition.name}: {condition.text}" for condition in record.conditions)
 
 
 def _reasons(picture: Picture) -> Iterable[str]:

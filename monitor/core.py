@@ -34,6 +34,7 @@ from monitor.known import KnownModel, KnownVersion, bridges_a_swap, cut, told_se
 from monitor.servables import Outcome, PollFailure, Probe, VersionStatus, WatchedModel
 from registry.keys import InstanceKey, Key, ReadyKey
 from registry.records import (
+    Condition,
     InstanceRecord,
     InstanceState,
     Proof,
@@ -83,6 +84,7 @@ class MonitorCore:
         self._state = InstanceState.STARTING
         self._trouble = "no answer from the server yet"
         self._notice = ""
+        self._conditions: dict[str, tuple[Condition, ...]] = {}
         self._failures = 0
         self._failing_since = 0.0
         self._cut_off = False
@@ -122,6 +124,12 @@ class MonitorCore:
     def notice(self, text: str) -> None:
         """Something to say of the instance that is no model's fault, such as a broken config file; empty: all well."""
         self._notice, self.touched = text, True
+
+    def report(self, source: str, conditions: Iterable[Condition]) -> None:
+        """The troubles that `source` sees now, in place of those that it saw before."""
+        found = tuple(conditions)
+        if found != self._conditions.get(source, ()):
+            self._conditions[source], self.touched = found, True
 
     def status(self, name: str, versions: tuple[VersionStatus, ...], now: float) -> None:
         """The server answered GetModelStatus; no versions: it does not know the model."""
@@ -362,6 +370,7 @@ class MonitorCore:
             state=self._state,
             detail=cut("; ".join(troubles)),
             servables=tuple(chain.from_iterable(model.servables for model in models)),
+            conditions=tuple(chain.from_iterable(self._conditions.values())),
         )
 
     def _say(self, model: str, version: int, text: str, level: int = logging.INFO) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from registry.records import InstanceRecord, Proof, Servable, ServableState, encode_instance
+from registry.records import Condition, InstanceRecord, Proof, Servable, ServableState, encode_instance
 
+MOST_CONDITIONS = 50
 LIMIT = 1_000_000
 """Bytes; etcd refuses requests of more than 1.5 MiB, and other keys have to fit in too."""
 _SHORT = 80
@@ -14,6 +15,7 @@ _SHORT = 80
 
 def encode_bounded(record: InstanceRecord, limit: int = LIMIT) -> bytes:
     """The record as it is if it fits; else with short texts; else with as many servables as fit, and a word on it."""
+    record = replace(record, conditions=_most(record.conditions))
     encoded = encode_instance(record)
     if len(encoded) <= limit:
         return encoded
@@ -28,6 +30,14 @@ def encode_bounded(record: InstanceRecord, limit: int = LIMIT) -> bytes:
         if len(encoded) <= limit or not kept:
             return encoded
         kept = kept * 3 // 4
+
+
+def _most(conditions: tuple[Condition, ...]) -> tuple[Condition, ...]:
+    """A base path that a thousand models share can be missing; the first few tell the story."""
+    if len(conditions) <= MOST_CONDITIONS:
+        return conditions
+    more = len(conditions) - MOST_CONDITIONS
+    return (*conditions[:MOST_CONDITIONS], Condition("More", f"{more} conditions are not listed here"))
 
 
 def _shortened(servable: Servable) -> Servable:

@@ -74,6 +74,16 @@ class Servable:
 
 
 @dataclass(frozen=True, slots=True)
+class Condition:
+    """A trouble of an instance that has a name (docs/conditions.md); `text` names what it is about and the mend. It
+    holds while it lasts, so it holds no number that counts up. `model`: the one it is about; empty: all of them."""
+
+    name: str
+    text: str
+    model: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class InstanceRecord:
     """`instances/<instance>`. Ports are TCP; `rest_port` 0: no REST is served; capacity is a relative weight."""
 
@@ -86,6 +96,7 @@ class InstanceRecord:
     state: InstanceState = InstanceState.STARTING
     detail: str = ""
     servables: tuple[Servable, ...] = ()
+    conditions: tuple[Condition, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,6 +265,10 @@ def encode_instance(record: InstanceRecord) -> bytes:
                 }
                 for servable in record.servables
             ],
+            "conditions": [
+                {"name": condition.name, "text": condition.text, "model": condition.model}
+                for condition in record.conditions
+            ],
         }
     )
 
@@ -266,6 +281,14 @@ def _decode_servable(document: Any) -> Servable:
         error=_read(document, "error", _text, ""),
         proof=_read(document, "proof", Proof, Proof.PENDING),
         proof_detail=_read(document, "proofDetail", _text, ""),
+    )
+
+
+def _decode_condition(document: Any) -> Condition:
+    return Condition(
+        name=_read(document, "name", _text),
+        text=_read(document, "text", _text, ""),
+        model=_read(document, "model", _text, ""),
     )
 
 
@@ -282,6 +305,7 @@ def decode_instance(raw: bytes) -> InstanceRecord:
         state=_read(document, "state", InstanceState, InstanceState.STARTING),
         detail=_read(document, "detail", _text, ""),
         servables=_read(document, "servables", lambda rows: tuple(map(_decode_servable, rows)), ()),
+        conditions=_read(document, "conditions", lambda rows: tuple(map(_decode_condition, rows)), ()),
     )
 
 

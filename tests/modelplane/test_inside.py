@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from modelplane.fleet import Holding, Picture, State, Version
 from modelplane.lines import Line, Tone, show
 from modelplane.planes import Plane, Report, resource_page
 from modelplane.quarantine import all_quarantined
-from registry.records import InstanceRecord
+from registry.records import Condition, InstanceRecord
 
 
 def type_of(**changed: Any) -> dict[str, Any]:
@@ -187,6 +188,31 @@ def test_all_about_a_model() -> None:
         "CONTROL PLANES THAT DO NOT ANSWER",
         "plane-1 at b:1: no answer for 5 s",
     ]
+
+
+def test_conditions_of_a_model_and_of_the_instances_that_hold_it() -> None:
+    frozen = Condition("OtherModelsFrozen", "new versions are not seen")
+    missing = Condition("BasePathMissing", "model late: /late is not there", "late")
+    instances = {
+        "i-0": replace(PICTURE.instances["i-0"], conditions=(missing, frozen)),
+        "i-1": replace(PICTURE.instances["i-1"], conditions=(Condition("LoadFailed", "model m: broken", "m"),)),
+    }
+    picture = replace(PICTURE, instances=instances)
+    lines = texts(describe(picture, "m", Pages()))
+    assert lines[lines.index("CONDITIONS") + 1 :] == [
+        "i-0: OtherModelsFrozen: new versions are not seen",
+        "i-1: LoadFailed: model m: broken",
+    ]
+    # A model of which no server holds a version: the condition is all that there is to tell.
+    assert texts(describe(picture, "late", Pages())) == [
+        "MODEL late",
+        "No version is served: no instance answers for any.",
+        "",
+        "CONDITIONS",
+        "i-0: BasePathMissing: model late: /late is not there",
+    ]
+    with pytest.raises(UserError, match="knows no model 'none'"):
+        describe(picture, "none", Pages())
 
 
 def test_all_that_is_quarantined() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -10,6 +12,7 @@ from modelplane.table import changes, clean, describe, fit, table
 from registry.follow import Changes, Connection, Snapshot
 from registry.keys import InstanceKey, Keyspace, PlaneKey, ReadyKey
 from registry.records import (
+    Condition,
     InstanceRecord,
     InstanceState,
     PlaneRecord,
@@ -77,6 +80,26 @@ def test_it_says_why_something_is_not_ready() -> None:
         "broken version 1 on tfs-0, tfs-1: Can't parse /m/saved_model.pb",
     ]
     assert "broken  1                failed on tfs-0, tfs-1" in lines
+
+
+def test_conditions_are_shown_by_name_and_told_once_when_they_begin_and_end() -> None:
+    missing = Condition("BasePathMissing", "model m: /m is not there", "m")
+    frozen = Condition("OtherModelsFrozen", "new versions are not seen")
+    record = InstanceRecord("127.0.0.1", 21000, conditions=(missing, frozen))
+    made = fleet({KEYS.make(InstanceKey("tfs-0")): encode_instance(record)})
+    before = made.picture(5.0)
+    assert table(before)[-3:] == [
+        "CONDITIONS",
+        "tfs-0: BasePathMissing: model m: /m is not there",
+        "tfs-0: OtherModelsFrozen: new versions are not seen",
+    ]
+    left = encode_instance(replace(record, conditions=(frozen,)))
+    made.apply(Changes(8, {KEYS.make(InstanceKey("tfs-0")): left}, frozenset()), 6.0)
+    assert changes(before, made.picture(6.0)) == ["tfs-0: no longer BasePathMissing: model m: /m is not there"]
+    assert changes(Picture(), made.picture(6.0)) == [
+        "tfs-0: starting",
+        "tfs-0: OtherModelsFrozen: new versions are not seen",
+    ]
 
 
 def test_what_was_unloaded_is_not_shown() -> None:

@@ -10,7 +10,7 @@ from monitor.core import FAILURES, SWAP
 from monitor.known import KEPT_ENDED
 from monitor.servables import Outcome, WatchedModel
 from registry.keys import InstanceKey, ReadyKey
-from registry.records import InstanceState, Proof, ReadyState, ServableState
+from registry.records import Condition, InstanceState, Proof, ReadyState, ServableState
 from tests.monitor.core_harness import (
     AVAILABLE,
     END,
@@ -312,3 +312,18 @@ def test_versions_that_ended_long_ago_do_not_pile_up_in_the_record() -> None:
     h = Harness()
     h.status((20, AVAILABLE), *((n, END) for n in range(19, 2, -1)), (2, END, "DATA_LOSS: x"))
     assert [s.version for s in h.instance.servables] == [20, *range(19, 19 - KEPT_ENDED, -1), 2]
+
+
+def test_conditions_of_every_source_stand_in_the_record_while_they_last() -> None:
+    h = Harness()
+    missing, blocked = Condition("BasePathMissing", "model m", "m"), Condition("ReloadBlocked", "behind m")
+    h.core.report("traps", (missing,))
+    h.core.report("reload", (blocked,))
+    assert h.core.touched
+    h.apply()
+    assert h.instance.conditions == (missing, blocked)
+    h.core.report("traps", (missing,))
+    assert not h.core.touched, "nothing new"
+    h.core.report("traps", ())
+    h.apply()
+    assert h.instance.conditions == (blocked,)

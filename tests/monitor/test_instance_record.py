@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from monitor.instance_record import LIMIT, encode_bounded
-from registry.records import InstanceRecord, Proof, Servable, ServableState, decode_instance, encode_instance
+from registry.records import Condition, InstanceRecord, Proof, Servable, ServableState, decode_instance, encode_instance
 
 GOOD = Servable("m", 1, ServableState.AVAILABLE, "", Proof.PROVED, "answered zeros for serving_default")
 BAD = Servable("m", 1, ServableState.AVAILABLE, "", Proof.FAILED, "x" * 1000)
@@ -36,6 +36,12 @@ def test_what_is_served_is_left_out_first_and_said_so() -> None:
     assert sum(servable.proof is Proof.FAILED for servable in found.servables) == 500
     assert found.detail == f"{20_500 - len(found.servables)} servables are not listed here, there are too many"
     assert [s.model for s in found.servables] == sorted(s.model for s in found.servables)
+
+
+def test_of_many_conditions_the_first_are_told_and_the_rest_counted() -> None:
+    missing = tuple(Condition("BasePathMissing", f"model m{number}") for number in range(60))
+    found = decode_instance(encode_bounded(InstanceRecord("10.0.0.1", 8500, conditions=missing)))
+    assert found.conditions == (*missing[:50], Condition("More", "10 conditions are not listed here"))
 
 
 def test_there_is_always_a_record() -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from registry.keys import DrainKey, InstanceKey, Keyspace, NodesKey, PlaneKey, PolicyKey, ReadyKey
 from registry.pb import records_pb2
 from registry.records import (
+    Condition,
     InstanceRecord,
     InstanceState,
     PlaneRecord,
@@ -65,6 +66,7 @@ INSTANCES = st.builds(
     state=st.sampled_from(InstanceState),
     detail=st.text(max_size=20),
     servables=st.lists(SERVABLES, max_size=4).map(tuple),
+    conditions=st.lists(st.builds(Condition, NAMES, st.text(max_size=20), st.text(max_size=5)), max_size=3).map(tuple),
 )
 PLANES = st.builds(
     PlaneRecord,
@@ -140,6 +142,9 @@ def test_instance_records_survive_and_fit_the_schema(record: InstanceRecord) -> 
     message = json_format.Parse(raw, records_pb2.Instance())
     assert [(s.model, s.version, s.proof) for s in message.servables] == [
         (s.model, s.version, s.proof) for s in record.servables
+    ]
+    assert [(c.name, c.text, c.model) for c in message.conditions] == [
+        (c.name, c.text, c.model) for c in record.conditions
     ]
     always = json_format.MessageToJson(message, always_print_fields_with_no_presence=True)
     assert decode_instance(always.encode()) == record
