@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from types import MappingProxyType
@@ -22,7 +22,12 @@ from registry.records import ReadyRecord, ReadyState, RecordError, decode_ready
 
 log = logging.getLogger(__name__)
 
-_HEALTH = {ReadyState.READY: Health.READY, ReadyState.DRAINING: Health.DRAINING}
+_HEALTH = {
+    ReadyState.READY: Health.READY,
+    ReadyState.FAILING: Health.FAILING,
+    ReadyState.DRAINING: Health.DRAINING,
+}
+_IN_USE = (ReadyState.READY, ReadyState.FAILING)
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +168,7 @@ class Catalog:
             return
         # To go while draining is the normal end. But where etcd was wiped nobody ended anything, and an endpoint that
         # Envoy is told to drop is left out of its load reports, requests in flight or not.
-        unwanted = record.state is ReadyState.READY or (record.state is ReadyState.DRAINING and relisted)
+        unwanted = record.state in _IN_USE or (record.state is ReadyState.DRAINING and relisted)
         if unwanted and key.instance not in self._instances:
             log.warning("model %s version %d on %s: lease lost, used on under suspicion", *_names(key))
             self._suspect_keys[key.instance].add(key)
@@ -216,20 +221,32 @@ class Catalog:
 
     def _model(self, name: str, records: Mapping[tuple[int, str], ReadyRecord]) -> Model:
         versions: defaultdict[int, list[Endpoint]] = defaultdict(list)
+        failing: defaultdict[int, set[str]] = defaultdict(set)
         several: set[int] = set()
         for (version, instance), record in sorted(records.items()):
             endpoints = versions[version]
             if record.state in (ReadyState.LOADING, ReadyState.DRAINED):
                 continue
             doubted = ReadyKey(name, version, instance) in self._doubted(instance)
-            health = Health.SUSPECT if doubted and record.state is ReadyState.READY else _HEALTH[record.state]
+            health = Health.SUSPECT if doubted and record.state in _IN_USE else _HEALTH[record.state]
             where = (record.address, record.grpc_port, record.rest_port)
             endpoints.append(Endpoint(instance, *where, record.zone, record.capacity, health))
+            if record.state is ReadyState.FAILING:
+                failing[version].add(instance)
             if record.several_versions:
                 several.add(version)
-        frozen = tuple((version, tuple(endpoints)) for version, endpoints in versions.items())
-        served = _served(frozen)
-        return Model(name, frozen, served, pinned=served in several)
+        # By what the instances hold, failing or not: else a version that overloads half of the fleet would be taken
+        # from the other half as well.
+        served = _served(tuple((version, tuple(endpoints)) for version, endpoints in versions.items()))
+        used = tuple((version, _used(endpoints, failing[version])) for version, endpoints in versions.items())
+        return Model(name, used, served, pinned=served in several)
+
+
+def _used(endpoints: Iterable[Endpoint], failing: Container[str]) -> tuple[Endpoint, ...]:
+    """Without the instances on which it fails, unless it is READY on no other. One whose lease was lost counts as READY
+    here: an etcd that loses its leases must not bring back what does not answer."""
+    others = tuple(endpoint for endpoint in endpoints if endpoint.instance not in failing)
+    return others if any(endpoint.health is not Health.DRAINING for endpoint in others) else tuple(endpoints)
 
 
 def _served(versions: tuple[tuple[int, tuple[Endpoint, ...]], ...]) -> int | None:

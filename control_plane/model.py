@@ -14,6 +14,9 @@ class Health(Enum):
     """No new requests; it stays listed so that load reports go on naming it until nothing is in flight."""
     SUSPECT = "SUSPECT"
     """Its lease was lost, but the registry's word alone does not take it out: used, under Envoy's outlier detection."""
+    FAILING = "FAILING"
+    """Its monitor saw it stop answering, and its version has no better endpoint: used, for the server's own error tells
+    a client more than none, and a whole fleet that answers too late must not be taken out as a whole."""
 
 
 @dataclass(frozen=True, slots=True, order=True)

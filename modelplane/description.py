@@ -52,6 +52,7 @@ def describe(picture: Picture, model: str, pages: Pages) -> list[Line]:
         *_instances(picture, versions),
         *_reasons(versions),
         *_conditions(picture, model, versions),
+        *_proofs(versions),
         *_clusters(pages),
         *quarantine(pages.quarantine, model),
         *_refusals(pages),
@@ -107,7 +108,7 @@ def _instances(picture: Picture, versions: Sequence[Version]) -> list[Line]:
     return block(("VERSION", "SERVED", "INSTANCE", "STATE", "GRPC", "REST"), rows, tones)
 
 
-_TONES = {State.READY: Tone.PLAIN, State.FAILED: Tone.BAD}
+_TONES = {State.READY: Tone.PLAIN, State.FAILED: Tone.BAD, State.FAILING: Tone.BAD}
 
 
 def _reasons(versions: Sequence[Version]) -> list[Line]:
@@ -135,6 +136,18 @@ def _conditions(picture: Picture, model: str, versions: Sequence[Version]) -> li
         if one.model == model or (not one.model and name in holders)
     ]
     return [Line(""), Line("CONDITIONS"), *lines] if lines else []
+
+
+def _proofs(versions: Sequence[Version]) -> list[Line]:
+    """What is known of those that answer: an answer with NaN in it is one, too."""
+    lines = []
+    for row in versions:
+        same: dict[str, list[str]] = {}
+        for name, held in row.holdings.items():
+            if held.proof:
+                same.setdefault(held.proof, []).append(name)
+        lines += [Line(f"version {row.version} on {listed(names)}: {proof}") for proof, names in same.items()]
+    return [Line(""), Line("PROOF"), *lines] if lines else []
 
 
 def _clusters(pages: Pages) -> list[Line]:

@@ -7,23 +7,25 @@ than the routing does.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Container, Mapping
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from control_plane.catalog import Catalog
 from control_plane.model import Health, Model
 from registry.follow import Changes, Connection, Snapshot, Update
-from registry.keys import InstanceKey, Keyspace, PlaneKey
+from registry.keys import InstanceKey, Keyspace, PlaneKey, ReadyKey
 from registry.records import (
     InstanceRecord,
     PlaneRecord,
     Proof,
+    ReadyState,
     RecordError,
     Servable,
     ServableState,
     decode_instance,
     decode_plane,
+    decode_ready,
 )
 
 
@@ -35,16 +37,20 @@ class State(StrEnum):
     PROVING = "being tried"
     DRAINING = "draining"
     SUSPECT = "lease lost"
+    FAILING = "failing"
+    """It answered before; asked only where no other instance is ready for the version."""
     UNLOADING = "unloading"
     FAILED = "failed"
 
 
 @dataclass(frozen=True, slots=True)
 class Holding:
-    """What one instance says of one version; `reason` tells why it isn't ready, where there is one."""
+    """What one instance says of one version; `reason` tells why it isn't ready, where there is one, `proof` what it
+    answered when it was asked."""
 
     state: State
     reason: str = ""
+    proof: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +94,7 @@ class Fleet:
         self._catalog = Catalog(keyspace)
         self._instances: dict[str, InstanceRecord] = {}
         self._planes: dict[str, PlaneRecord] = {}
+        self._failing: set[ReadyKey] = set()
         self._connected = False
 
     def apply(self, update: Update, now: float) -> None:
@@ -111,7 +118,7 @@ class Fleet:
         return Picture(
             revision=self._catalog.revision,
             connected=self._connected,
-            versions=_versions(self._catalog.models, self._instances),
+            versions=_versions(self._catalog.models, self._instances, self._failing),
             instances=dict(sorted(self._instances.items())),
             planes=dict(self._planes),
         )
@@ -124,6 +131,9 @@ class Fleet:
                         self._instances[instance] = decode_instance(value)
                     case PlaneKey(replica):
                         self._planes[replica] = decode_plane(value)
+                    case ReadyKey() as key:
+                        failing = decode_ready(value).state is ReadyState.FAILING
+                        (self._failing.add if failing else self._failing.discard)(key)
             except RecordError:
                 # Somebody wrote nonsense; the last good record is the better thing to show.
                 continue
@@ -134,23 +144,34 @@ class Fleet:
                 self._instances.pop(instance, None)
             case PlaneKey(replica):
                 self._planes.pop(replica, None)
+            case ReadyKey() as key:
+                self._failing.discard(key)
 
 
-_HEALTH = {Health.READY: State.READY, Health.DRAINING: State.DRAINING, Health.SUSPECT: State.SUSPECT}
+_HEALTH = {
+    Health.READY: State.READY,
+    Health.DRAINING: State.DRAINING,
+    Health.SUSPECT: State.SUSPECT,
+    Health.FAILING: State.FAILING,
+}
 
 
-def _versions(models: Mapping[str, Model], instances: Mapping[str, InstanceRecord]) -> tuple[Version, ...]:
+def _versions(
+    models: Mapping[str, Model], instances: Mapping[str, InstanceRecord], failing: Container[ReadyKey]
+) -> tuple[Version, ...]:
     rows: defaultdict[tuple[str, int], dict[str, Holding]] = defaultdict(dict)
     for instance, record in instances.items():
         for servable in record.servables:
-            holding = _holding(servable)
+            holding = _holding(servable, failing=ReadyKey(servable.model, servable.version, instance) in failing)
             if holding is not None:
                 rows[servable.model, servable.version][instance] = holding
     for model in models.values():
         for version, endpoints in model.versions:
             for endpoint in endpoints:
                 # The readiness key is what routing goes by, so it has the last word.
-                rows[model.name, version][endpoint.instance] = Holding(_HEALTH[endpoint.health])
+                held = rows[model.name, version]
+                told, state = held.get(endpoint.instance, _UNTOLD), _HEALTH[endpoint.health]
+                held[endpoint.instance] = replace(told, state=state, reason=told.reason if told.state is state else "")
     ordered = sorted(rows.items(), key=lambda row: (row[0][0], -row[0][1]))
     return tuple(
         Version(name, version, name in models and models[name].served == version, dict(sorted(holdings.items())))
@@ -158,7 +179,10 @@ def _versions(models: Mapping[str, Model], instances: Mapping[str, InstanceRecor
     )
 
 
-def _holding(servable: Servable) -> Holding | None:
+_UNTOLD = Holding(State.PROVING)
+
+
+def _holding(servable: Servable, *, failing: bool) -> Holding | None:
     match servable.state:
         case ServableState.START | ServableState.LOADING:
             return Holding(State.LOADING, servable.error)
@@ -170,6 +194,8 @@ def _holding(servable: Servable) -> Holding | None:
         case ServableState.AVAILABLE if servable.proof is Proof.FAILED:
             # TF Serving says this of a model without its variables folder, too.
             reason = "it is AVAILABLE, but doesn't answer a Predict"
-            return Holding(State.FAILED, f"{reason}: {servable.proof_detail}" if servable.proof_detail else reason)
+            state = State.FAILING if failing else State.FAILED
+            return Holding(state, f"{reason}: {servable.proof_detail}" if servable.proof_detail else reason)
         case _:
-            return Holding(State.PROVING, servable.proof_detail)
+            proof = f"{servable.proof.lower()}: {servable.proof_detail}" if servable.proof_detail else ""
+            return Holding(State.PROVING, proof=proof)

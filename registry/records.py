@@ -24,6 +24,8 @@ class ReadyState(StrEnum):
     """Announced: the server is about to hold it. Not an endpoint yet, but its model is known."""
     READY = "READY"
     """It was seen to answer."""
+    FAILING = "FAILING"
+    """It answered once, and does not now: an endpoint only where its version has no READY one."""
     DRAINING = "DRAINING"
     """It answers, but is about to stop: no new requests."""
     DRAINED = "DRAINED"

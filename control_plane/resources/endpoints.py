@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 HEALTH = {
     Health.READY: health_check_pb2.UNKNOWN,
     Health.SUSPECT: health_check_pb2.UNKNOWN,
+    Health.FAILING: health_check_pb2.UNKNOWN,
     Health.DRAINING: health_check_pb2.DRAINING,
 }
 

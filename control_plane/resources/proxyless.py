@@ -38,7 +38,7 @@ _FAULT = "envoy.filters.http.fault"
 MAX_WEIGHTS = 2**32 - 1
 """gRFC A27: a client refuses a load assignment of which the localities' weights add up to more."""
 
-_PREFERENCE = (Health.READY, Health.SUSPECT, Health.DRAINING)
+_PREFERENCE = (Health.READY, Health.SUSPECT, Health.FAILING, Health.DRAINING)
 
 
 def proxyless_resources(model: Model, settings: DataPlaneSettings) -> tuple[Resource, ...]:

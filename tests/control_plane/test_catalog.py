@@ -17,6 +17,7 @@ from registry.records import ReadyRecord, ReadyState, encode_ready
 
 SPACE = Keyspace()
 READY, LOADING, DRAINING = ReadyState.READY, ReadyState.LOADING, ReadyState.DRAINING
+FAILING = ReadyState.FAILING
 
 
 def ready(
@@ -270,3 +271,45 @@ def test_a_catalog_that_followed_equals_one_that_listed(
     fresh.apply(Snapshot(registry.revision, truth), 0.0)
     assert dict(registry.catalog.models) == dict(fresh.models)
     assert registry.catalog.draining == fresh.draining
+
+
+def health(registry: Registry, version: int | None = None) -> dict[str, Health]:
+    return {endpoint.instance: endpoint.health for endpoint in registry.model().endpoints(version)}
+
+
+def test_what_fails_is_left_out_while_another_is_ready_and_used_as_the_last_resort() -> None:
+    registry = Registry()
+    registry.put(instance("a"), instance("b"), ready("m", 1, "a"), ready("m", 1, "b", FAILING))
+    assert health(registry) == {"a": Health.READY}
+    assert registry.put(ready("m", 1, "a", FAILING)) == {"m"}
+    assert health(registry) == {"a": Health.FAILING, "b": Health.FAILING}
+    registry.put(ready("m", 1, "b"))
+    assert health(registry) == {"b": Health.READY}
+    registry.put(ready("m", 1, "b", DRAINING))
+    assert health(registry) == {"a": Health.FAILING, "b": Health.DRAINING}, "what drains takes no new request"
+
+
+def test_what_fails_does_not_change_the_version_that_the_fleet_serves() -> None:
+    registry = Registry()
+    for name in "abc":
+        registry.put(instance(name), ready("m", 1, name, several=True), ready("m", 2, name, several=True))
+    for name in "ab":
+        registry.put(ready("m", 2, name, FAILING, several=True))
+        assert (registry.model().served, registry.model().pinned) == (2, True)
+    assert registry.instances() == ["c"]
+    registry.put(ready("m", 2, "c", FAILING, several=True))
+    assert registry.model().served == 2
+    assert registry.instances() == ["a", "b", "c"]
+
+
+def test_lost_leases_do_not_bring_back_what_fails_nor_take_out_the_last_resort() -> None:
+    registry = Registry()
+    registry.put(instance("a"), instance("b"), ready("m", 1, "a"), ready("m", 1, "b", FAILING))
+    registry.delete(instance("a"), ready("m", 1, "a"))
+    assert health(registry) == {"a": Health.SUSPECT}
+    registry.delete(instance("b"), ready("m", 1, "b"))
+    assert health(registry) == {"a": Health.SUSPECT}
+    registry.put(instance("a"), ready("m", 1, "a", FAILING))
+    assert health(registry) == {"a": Health.FAILING, "b": Health.SUSPECT}
+    registry.delete(ready("m", 1, "b"), ready("m", 1, "a"))
+    assert health(registry, 1) == {"b": Health.SUSPECT}, "an explicit removal acts at once"

@@ -102,6 +102,19 @@ def test_conditions_are_shown_by_name_and_told_once_when_they_begin_and_end() ->
     ]
 
 
+def test_what_fails_is_said_whether_or_not_it_is_asked_as_the_last_resort() -> None:
+    hangs = Servable("m", 1, ServableState.AVAILABLE, proof=Proof.FAILED, proof_detail="no answer within 5 s")
+    told = "it is AVAILABLE, but doesn't answer a Predict: no answer within 5 s"
+    parts = (instance("a", hangs), instance("b", available("m", 1)), ready("m", 1, "a", ReadyState.FAILING))
+    made = fleet(*parts, ready("m", 1, "b"))
+    assert "m      1        yes     ready on b; failing on a" in table(made.picture(5.0))
+    assert f"m version 1 on a: {told}" in table(made.picture(5.0))
+    made = fleet(*parts)
+    assert made.picture(5.0).versions[0].holdings["a"] == Holding(State.FAILING, told)
+    made.apply(Changes(8, ready("m", 1, "a"), frozenset(), relisted=False), 6.0)
+    assert made.picture(7.0).versions[0].holdings["a"] == Holding(State.READY)
+
+
 def test_what_was_unloaded_is_not_shown() -> None:
     assert fleet(instance("tfs-0", Servable("old", 1, ServableState.END))).picture(5.0).versions == ()
 
