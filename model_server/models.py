@@ -24,6 +24,26 @@ log = logging.getLogger(__name__)
 PLATFORM = "tensorflow"
 
 
+class _InTurn:
+    """A lock that is given in the order in which it was asked for. The reloads behind a blocked one are carried out in
+    turn, and a plain Lock makes no promise."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._asked = self._given = 0
+
+    def __enter__(self) -> None:
+        with self._changed:
+            turn = self._asked
+            self._asked += 1
+            self._changed.wait_for(lambda: self._given == turn)
+
+    def __exit__(self, *_: object) -> None:
+        with self._changed:
+            self._given += 1
+            self._changed.notify_all()
+
+
 class Models:
     """What ModelService and PredictionService work on."""
 
@@ -33,7 +53,7 @@ class Models:
         self.manager = manager
         self._options = options
         self._allow_labels = allow_labels_for_unavailable
-        self._mutex = threading.Lock()
+        self._mutex = _InTurn()
         self._labels: Mapping[str, Mapping[str, int]] = {}
         self._platforms: dict[str, str] = {}
 
