@@ -93,6 +93,7 @@ class LeaseMachine:
         self._pending: list[_Pending] = []
         self._number = 0
         self._doubted = False
+        self._renewed_last = False
         self._unaudited = False
         self._look_due = False
         self._looked_at = 0
@@ -137,7 +138,9 @@ class LeaseMachine:
             return Idle(self._retry_at)
         if self.lease is None:
             return Grant(self.ttl)
-        if self._doubted or now >= self._renew_at:
+        due = now >= self._renew_at
+        # Where a renewal takes longer than the time to the next one, something else must have its turn in between.
+        if self._doubted or now >= self._deadline or (due and not self._renewed_last):
             return Renew(self.lease)
         if self._unaudited:
             return Audit(self.lease, frozenset(self._desired.keys() - self._unwritten()))
@@ -146,7 +149,7 @@ class LeaseMachine:
             return Write(self.lease, changes, groups)
         if self._look_due and self._desired:
             return SpotCheck(self.lease, self._next_look())
-        return Idle(self._renew_at)
+        return Renew(self.lease) if due else Idle(self._renew_at)
 
     def _unwritten(self) -> frozenset[str]:
         return frozenset(key for item in self._pending for key in item.changes)
@@ -175,6 +178,7 @@ class LeaseMachine:
         self._alive(sent, lease.ttl)
 
     def _alive(self, sent: float, ttl: int) -> None:
+        self._renewed_last = True
         self._deadline = sent + ttl
         # etcd may grant more than was asked for; the repair of what got lost is promised within the TTL asked for.
         self._renew_at = sent + min(ttl, self.ttl) / 3
@@ -191,6 +195,7 @@ class LeaseMachine:
     def written(self, write: Write, header: Header, *, effective: bool) -> None:
         """Write succeeded; `effective`: it changed anything, so that the header's revision is its own."""
         del self._pending[: write.groups]
+        self._renewed_last = False
         self._note(header)
         self._backoff = _FIRST_BACKOFF
         if effective:
@@ -199,7 +204,7 @@ class LeaseMachine:
     def audited(self, audit: Audit, found: Collection[KeyValue], attached: Collection[str], revision: int) -> list[str]:
         """Audit found these entries when the store was at `revision` or later, and these keys on the lease; returns the
         keys that are to be repaired."""
-        self._unaudited = self._look_due = False
+        self._unaudited = self._look_due = self._renewed_last = False
         unwritten = self._unwritten()
         good = {kv.key for kv in found if kv.lease == audit.lease and kv.value == self._desired.get(kv.key)}
         repair: dict[str, bytes | None] = {
@@ -216,7 +221,7 @@ class LeaseMachine:
 
     def looked(self, check: SpotCheck, *, good: bool) -> None:
         """SpotCheck found all as it should be, or not."""
-        self._look_due = False
+        self._look_due = self._renewed_last = False
         start = self._looked_at if self._looked_at < len(self._desired) else 0
         self._looked_at = start + len(check.expected)
         self._unaudited = self._unaudited or not good

@@ -13,6 +13,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from registry.etcd import (
     Compare,
+    DeadlineExceeded,
     Delete,
     EtcdClient,
     EtcdError,
@@ -41,7 +42,7 @@ class LeasedKeys:
             raise ValueError(f"ttl: {ttl} s is not a lease; give at least 1")
         self._client = client
         self._machine = LeaseMachine(ttl)
-        self._timeout = min(client.config.timeout, max(_SHORTEST_TIMEOUT, ttl / 3))
+        self._patience = self._timeout = min(client.config.timeout, max(_SHORTEST_TIMEOUT, ttl / 3))
         self._wanted = asyncio.Event()
         self._moved = asyncio.Event()
         self._acting = asyncio.Lock()
@@ -116,18 +117,24 @@ class LeasedKeys:
         self._wanted.clear()
 
     async def _perform(self, action: Action) -> None:
+        began = time.monotonic()
         try:
             await self._carry_out(action)
         except LeaseNotFound as error:
             log.warning("lease lost, registering everything again: %s", error)
             self._machine.lost()
         except EtcdError as error:
+            if isinstance(error, DeadlineExceeded):
+                # Asked to hurry, an etcd that is slow would never be heard.
+                self._timeout = min(self._client.config.timeout, 2 * self._timeout)
             # Said once, not at every attempt.
             if self._trouble != type(error).__name__:
                 self._trouble = type(error).__name__
                 log.warning("%s to etcd failed, trying again: %s", type(action).__name__.lower(), error)
             self._machine.failed(time.monotonic())
         else:
+            if time.monotonic() - began < self._patience:
+                self._timeout = self._patience
             if self._trouble:
                 log.info("etcd answers again")
                 self._trouble = ""

@@ -1,7 +1,8 @@
 """Calls to whichever member answers. Invariant: a call ends within its deadline, and a write that may have been applied
 is never sent twice.
 
-One channel per member, one of them current; a member that doesn't answer makes the next one current.
+One channel per member, one of them current; a member that doesn't answer makes the next one current. A member that has
+no leader says so at once and is left likewise: every call asks for that (see `_REQUIRE_LEADER`).
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +43,10 @@ _FIRST_BACKOFF = 0.05
 _LARGEST_MESSAGE = 2**31 - 1
 """Bytes; what etcd itself sends at most. gRPC's default of 4 MiB is less than a watch's replay of 20,000 keys."""
 
+_REQUIRE_LEADER: Metadata = (("hasleader", "true"),)
+"""etcd's `WithRequireLeader`. Without it a watch on a member that lost its quorum stays silent for ever, and a call to
+it waits for the leader to come back instead of for another member's answer."""
+
 _CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 3_000),
@@ -66,36 +71,49 @@ _CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
 
 @dataclass(frozen=True)
 class Method(Generic[Response]):
-    """A method of etcd's API by its path, with the type that it answers."""
+    """A method of etcd's API by its path, with the type that it answers. `leaderless`: a member is to answer even while
+    it knows no leader."""
 
     path: str
     response: type[Response]
+    leaderless: bool = False
 
 
 _AUTHENTICATE = Method("/etcdserverpb.Auth/Authenticate", pb.AuthenticateResponse)
 
 
-@dataclass(frozen=True)
 class _Member:
-    address: str
-    channel: grpc.aio.Channel
+    def __init__(self, address: str, channel: grpc.aio.Channel) -> None:
+        self.address, self.channel = address, channel
+        self.silent = False
+        """It left a question without an answer, and has answered none since."""
+        self.streams: set[Stream[Any]] = set()
 
 
 class Stream(Generic[Response]):
     """One bidirectional call to one member; its failures are EtcdErrors."""
 
-    def __init__(self, call: Any, address: str) -> None:
+    def __init__(self, call: Any, address: str, answered: Callable[[], None]) -> None:
         self._call = call
+        self._answered = answered
+        self._left = ""
         self.address = address
+
+    def leave(self, why: str) -> None:
+        """End it as if the member had; `why` is what the one who reads it is told."""
+        self._left = why
+        self._call.cancel()
 
     async def ask(self, request: Message, timeout: float) -> Response:
         """Send one message and wait for the next one to come, `timeout` seconds in all. Raises EtcdError."""
         try:
             async with asyncio.timeout(timeout):
                 await self._guard(self._call.write(request))
-                return await self.receive()
+                response = await self.receive()
         except TimeoutError:
             raise DeadlineExceeded(f"etcd at {self.address}: no answer within {timeout:.1f} s") from None
+        self._answered()
+        return response
 
     async def receive(self) -> Response:
         """The next message, however long it takes: a dead connection is noticed by its pings. Raises EtcdError."""
@@ -115,6 +133,8 @@ class Stream(Generic[Response]):
             raise await self._ended() from None
 
     async def _ended(self) -> EtcdError:
+        if self._left:
+            return Unavailable(f"etcd at {self.address}: {self._left}")
         code, details = await self._call.code(), await self._call.details()
         if code is grpc.StatusCode.OK:
             code, details = grpc.StatusCode.UNAVAILABLE, "the member ended the stream"
@@ -184,11 +204,13 @@ class Connection:
         # A frozen member must leave time to ask another one.
         share = remaining if len(self._members) == 1 else max(remaining / 2, min(remaining, 1.0))
         try:
-            return await self._unary(member, method, request, share, _metadata(token))
+            response = await self._unary(member, method, request, share, _metadata(method, token))
         except TokenRejected:
             if self._tokens is not None and token is not None:
                 self._tokens.expire(token)
             raise
+        self._answered(member)
+        return response
 
     async def _unary(
         self, member: _Member, method: Method[Response], request: Message, timeout: float, metadata: Metadata
@@ -208,9 +230,10 @@ class Connection:
         return response
 
     @asynccontextmanager
-    async def stream(self, method: Method[Response], metadata: Metadata = ()) -> AsyncIterator[Stream[Response]]:
+    async def stream(self, method: Method[Response]) -> AsyncIterator[Stream[Response]]:
         """One bidirectional call to the current member, without a deadline; a failure in the body makes the next member
-        current. Raises EtcdError."""
+        current. Ends as Unavailable when this member is silent while another one answers: the pings of its connection
+        would tell only after 13 s. Raises EtcdError."""
         member = self._member()
         token = await self._tokens.get() if self._tokens is not None else None
         callable_ = member.channel.stream_stream(
@@ -218,9 +241,11 @@ class Connection:
             request_serializer=_serialize,
             response_deserializer=method.response.FromString,
         )
-        call = callable_(metadata=(*_metadata(token), *metadata))
+        call = callable_(metadata=_metadata(method, token))
+        stream = Stream[Response](call, member.address, lambda: self._answered(member))
+        member.streams.add(stream)
         try:
-            yield Stream(call, member.address)
+            yield stream
         except (TokenRejected, PermissionDenied):
             # etcd 3.5.1 tells a watch whose token has expired that permission is denied.
             if self._tokens is not None and token is not None:
@@ -230,6 +255,7 @@ class Connection:
             self._suspect(member, error)
             raise
         finally:
+            member.streams.discard(stream)
             call.cancel()
 
     def _member(self) -> _Member:
@@ -237,7 +263,16 @@ class Connection:
             raise _not_sent(Unavailable("the connection to etcd is closed"))
         return self._members[self._current % len(self._members)]
 
+    def _answered(self, member: _Member) -> None:
+        member.silent = False
+        for other in self._members:
+            if other.silent and other is not member:
+                other.silent = False
+                for stream in tuple(other.streams):
+                    stream.leave(f"silent, while {member.address} answers")
+
     def _suspect(self, member: _Member, error: Unavailable) -> None:
+        member.silent = member.silent or isinstance(error, DeadlineExceeded)
         # Calls that fail together move on by one member, not by one each.
         if len(self._members) > 1 and member is self._member():
             self._current += 1
@@ -247,7 +282,9 @@ class Connection:
         request = pb.AuthenticateRequest(name=self.config.user or "", password=self.config.password or "")
         member = self._member()
         try:
-            answer = await self._unary(member, _AUTHENTICATE, request, self.config.timeout, ())
+            answer = await self._unary(
+                member, _AUTHENTICATE, request, self.config.timeout, _metadata(_AUTHENTICATE, None)
+            )
         except Unavailable as error:
             raise _not_sent(error) from None
         return answer.token
@@ -269,8 +306,9 @@ def _raise_if_ours() -> None:
         raise
 
 
-def _metadata(token: str | None) -> Metadata:
-    return () if token is None else (("token", token),)
+def _metadata(method: Method[Any], token: str | None) -> Metadata:
+    leader = () if method.leaderless else _REQUIRE_LEADER
+    return leader if token is None else (*leader, ("token", token))
 
 
 def _serialize(request: Message) -> bytes:

@@ -90,8 +90,15 @@ _CODES: dict[grpc.StatusCode, type[EtcdError]] = {
     grpc.StatusCode.UNAUTHENTICATED: TokenRejected,
     grpc.StatusCode.PERMISSION_DENIED: PermissionDenied,
 }
-# gRPC's words for a call that never left this process, so that repeating a write can't apply it twice.
-_NOT_SENT = ("failed to connect", "no connection available", "connection refused", "dns resolution failed")
+# gRPC's words for a call that never left this process, and etcd's for one that it turned away at the door (its
+# interceptor, for want of a leader): repeating a write can't apply it twice.
+_NOT_SENT = (
+    "failed to connect",
+    "no connection available",
+    "connection refused",
+    "dns resolution failed",
+    "etcdserver: no leader",
+)
 
 
 def from_status(code: grpc.StatusCode, details: str, where: str) -> EtcdError:

@@ -27,7 +27,7 @@ _RANGE = Method("/etcdserverpb.KV/Range", pb.RangeResponse)
 _PUT = Method("/etcdserverpb.KV/Put", pb.PutResponse)
 _DELETE = Method("/etcdserverpb.KV/DeleteRange", pb.DeleteRangeResponse)
 _TXN = Method("/etcdserverpb.KV/Txn", pb.TxnResponse)
-_STATUS = Method("/etcdserverpb.Maintenance/Status", pb.StatusResponse)
+_STATUS = Method("/etcdserverpb.Maintenance/Status", pb.StatusResponse, leaderless=True)
 
 _PAGE = 2_000
 _LISTS_OVERTAKEN = 5

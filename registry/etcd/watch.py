@@ -18,8 +18,6 @@ from registry.etcd.model import Event, events, prefix_range
 from registry.pb import etcd_pb2 as pb
 
 _WATCH = Method("/etcdserverpb.Watch/Watch", pb.WatchResponse)
-# Without it a watch on a member that lost its quorum stays silent for ever (etcd's `WithRequireLeader`).
-_REQUIRE_LEADER = (("hasleader", "true"),)
 _NEVER = 2**63 - 1
 """A revision that no etcd reaches."""
 
@@ -85,7 +83,7 @@ class WatchCalls:
     @asynccontextmanager
     async def watch_stream(self, prefix: str) -> AsyncIterator[WatchStream]:
         """A stream for a watch of all keys under a prefix. Raises EtcdError, also from within the body."""
-        async with self._connection.stream(_WATCH, _REQUIRE_LEADER) as stream:
+        async with self._connection.stream(_WATCH) as stream:
             yield WatchStream(stream, prefix, self._connection.config.timeout)
 
     @asynccontextmanager

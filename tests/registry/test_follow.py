@@ -15,6 +15,7 @@ from registry.follow import Changes, Snapshot, follow
 from tests.support.etcd import Etcd, EtcdCluster
 from tests.support.following import Followed, following
 from tests.support.processes import free_port
+from tests.support.relay import Relay
 from tests.support.waiting import eventually
 
 PREFIX = "/f/"
@@ -286,6 +287,55 @@ async def test_three_members_killed_in_turn_lose_nothing(tmp_path: Path) -> None
         await asyncio.to_thread(cluster.close)
 
 
+@pytest.mark.scenario
+async def test_a_watch_leaves_a_member_that_others_have_found_silent(tmp_path: Path) -> None:
+    """The member that is watched is frozen. Its connection's pings would tell after 13 s; waits for a put's delivery,
+    which a call of the same client that times out there is to bring sooner."""
+    cluster = await asyncio.to_thread(EtcdCluster, tmp_path)
+    try:
+        follower = (await asyncio.to_thread(cluster.leader) + 1) % 3
+        order = (cluster.endpoints[follower], *cluster.endpoints)
+        async with EtcdClient(EtcdConfig(order, timeout=2)) as client, following(client, PREFIX) as followed:
+            await client.put(PREFIX + "a", b"1")
+            await eventually(lambda: followed.state, "the watch")
+            cluster.freeze(follower)
+            frozen = time.monotonic()
+            await client.get(PREFIX + "a")
+            await client.put(PREFIX + "b", b"2")
+            await until(followed, {PREFIX + "a": b"1", PREFIX + "b": b"2"})
+            assert time.monotonic() - frozen < 8
+            assert followed.connections == [False, True]
+            assert not any(changes.relisted for changes in followed.changes)
+    finally:
+        await asyncio.to_thread(cluster.close)
+
+
+@pytest.mark.scenario
+async def test_a_member_without_quorum_says_so_at_once(tmp_path: Path) -> None:
+    """Two of three members are frozen: the third has no leader soon, which a read, a write that was not made, and the
+    follower are told. Waits for it, and for the put after the others were woken."""
+    cluster = await asyncio.to_thread(EtcdCluster, tmp_path)
+    try:
+        async with EtcdClient(EtcdConfig(cluster.endpoints[:1], timeout=1)) as client:
+            await eventually(lambda: reachable(client), "a leader")
+            async with following(client, PREFIX) as followed:
+                await client.put(PREFIX + "a", b"1")
+                await eventually(lambda: followed.state, "the watch")
+                for index in (1, 2):
+                    cluster.freeze(index)
+                await eventually(lambda: followed.connections == [False], "the loss to be told", 10)
+                with pytest.raises(Unavailable, match="no leader") as refused:
+                    await client.put(PREFIX + "b", b"1")
+                assert not refused.value.sent
+                for index in (1, 2):
+                    cluster.thaw(index)
+                await eventually(lambda: followed.connections == [False, True], "the return to be told")
+                await client.put(PREFIX + "b", b"2", timeout=5)
+                await until(followed, {PREFIX + "a": b"1", PREFIX + "b": b"2"})
+    finally:
+        await asyncio.to_thread(cluster.close)
+
+
 async def reachable(client: EtcdClient) -> bool:
     try:
         await client.get("/")
@@ -299,58 +349,3 @@ async def cut_off(etcd: Etcd) -> AsyncIterator[tuple[Relay, EtcdClient]]:
     """A client that can be cut off from etcd."""
     async with Relay(etcd.port) as relay, EtcdClient(EtcdConfig((relay.endpoint,))) as client:
         yield relay, client
-
-
-class Relay:
-    """TCP to etcd that can be cut and mended, so that a follower is away while etcd is not."""
-
-    def __init__(self, target: int) -> None:
-        self._target, self._port = target, free_port()
-        self._server: asyncio.Server | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
-
-    @property
-    def endpoint(self) -> str:
-        return f"127.0.0.1:{self._port}"
-
-    async def open(self) -> None:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self._port)
-
-    async def close(self) -> None:
-        assert self._server is not None
-        self._server.close()
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
-        try:
-            onward_reader, onward_writer = await asyncio.open_connection("127.0.0.1", self._target)
-            try:
-                await asyncio.gather(_pump(reader, onward_writer), _pump(onward_reader, writer))
-            finally:
-                onward_writer.close()
-        except (OSError, asyncio.CancelledError):
-            # Cut on purpose, or etcd is down: either way the follower sees its connection close.
-            pass
-        finally:
-            writer.close()
-            self._tasks.discard(task)
-
-    async def __aenter__(self) -> Relay:
-        await self.open()
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.close()
-
-
-async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    while data := await reader.read(65536):
-        writer.write(data)
-        await writer.drain()
-    raise ConnectionResetError

@@ -365,3 +365,23 @@ def test_after_a_wipe_the_revision_is_one_that_etcd_has_reached() -> None:
     world.store = FakeStore()
     assert _next_actions(world, 2) == [Renew, Grant]
     world.check()
+
+
+def test_renewals_that_take_longer_than_the_time_between_them_leave_room_for_writes() -> None:
+    machine = LeaseMachine(TTL)
+    machine.set({"a": b"1"})
+    now, done = 100.0, list[str]()
+    for _ in range(6):
+        action = machine.decide(now)
+        done.append(type(action).__name__)
+        sent, now = now, now + TTL / 2.5
+        match action:
+            case Grant():
+                machine.granted(sent, Lease(5, int(TTL), Header(7, 2, 1)))
+            case Renew():
+                machine.renewed(sent, Lease(5, int(TTL), Header(7, 2, 1)))
+            case Write():
+                machine.written(action, Header(7, 2, 1), effective=True)
+            case SpotCheck():
+                machine.looked(action, good=True)
+    assert done == ["Grant", "Write", "Renew", "SpotCheck", "Renew", "SpotCheck"]

@@ -14,6 +14,7 @@ from registry.etcd import EtcdClient, EtcdConfig
 from registry.leased import LeasedKeys
 from tests.support.etcd import Etcd, EtcdCluster
 from tests.support.following import following
+from tests.support.relay import Relay
 from tests.support.waiting import eventually
 
 PREFIX = "/l/"
@@ -224,6 +225,28 @@ async def test_etcd_restored_from_a_backup_that_knows_the_lease(client: EtcdClie
         await asyncio.to_thread(etcd.restart_from, tmp_path / "backup.db")
         await until(client, {"kept": b"1", "changed": b"new", "young": b"1"}, timeout=8)
         assert await keys.flush() <= (await client.list(PREFIX)).revision
+
+
+@pytest.mark.scenario
+async def test_an_etcd_that_takes_long_to_answer(etcd: Etcd, client: EtcdClient) -> None:
+    """Each answer takes longer than a third of the lease, which is what a call is given at first. Waits for a set, and
+    for as long as a lease lasts, in which no key may go."""
+    async with (
+        Relay(etcd.port) as relay,
+        EtcdClient(EtcdConfig((relay.endpoint,))) as far,
+        following(client, PREFIX) as followed,
+    ):
+        # Its connection is there already: what is slow is a disk, say.
+        await far.get(PREFIX)
+        relay.delay = 1.3
+        async with leased(far, ttl=TTL) as keys:
+            keys.set({PREFIX + "a": b"1"})
+            await keys.flush()
+            registered = time.monotonic()
+            await eventually(lambda: time.monotonic() - registered > TTL + 1, "a lease's time")
+            assert keys.held
+            assert followed.state == {PREFIX + "a": b"1"}
+            assert not any(changes.deletes for changes in followed.changes)
 
 
 @pytest.mark.scenario

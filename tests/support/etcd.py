@@ -145,6 +145,9 @@ class EtcdCluster:
     def freeze(self, index: int) -> None:
         self.children[index].freeze()
 
+    def thaw(self, index: int) -> None:
+        self.children[index].thaw()
+
     def restart(self, index: int) -> None:
         """Start a killed member again, with its data."""
         self.children[index].stop()
