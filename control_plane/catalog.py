@@ -8,7 +8,7 @@ removed for lease loss alone.
 from __future__ import annotations
 
 import logging
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import chain
@@ -54,6 +54,8 @@ class Catalog:
         self._models: dict[str, Model] = {}
         self._instances: set[str] = set()
         self._draining: dict[str, dict[ReadyKey, Address]] = {}
+        self._used: Counter[str] = Counter()
+        """How many of its servables each instance may be sent requests for."""
         self._suspects = Suspects(policy or SuspectPolicy())
         self.revision = 0
         """The newest registry revision with a consequence for this picture; 0 before the first snapshot. The replicas'
@@ -76,14 +78,13 @@ class Catalog:
         return frozenset(self._suspect_keys)
 
     @property
-    def draining(self) -> Mapping[str, frozenset[Address]]:
-        """The draining instances, with the addresses to watch for requests in flight."""
-        return {instance: frozenset(held.values()) for instance, held in self._draining.items()}
+    def draining(self) -> Mapping[str, Mapping[ReadyKey, Address]]:
+        """The draining instances, with what of each of them drains and where to watch for its requests in flight."""
+        return MappingProxyType(self._draining)
 
-    @property
-    def draining_keys(self) -> Mapping[str, frozenset[ReadyKey]]:
-        """The same, with what of each of them drains."""
-        return {instance: frozenset(held) for instance, held in self._draining.items()}
+    def is_used(self, instance: str) -> bool:
+        """Whether an instance may be sent requests for anything."""
+        return self._used[instance] > 0
 
     @property
     def draining_versions(self) -> frozenset[tuple[str, int]]:
@@ -159,6 +160,8 @@ class Catalog:
             return
         self._forget(key)
         self._records[key.model][key.version, key.instance] = record
+        if record.state in _IN_USE:
+            self._used[key.instance] += 1
         if record.state is ReadyState.DRAINING:
             self._draining.setdefault(key.instance, {})[key] = _address(record)
 
@@ -182,6 +185,11 @@ class Catalog:
 
     def _forget(self, key: ReadyKey) -> None:
         """Undo what this key's present record counts for outside its model."""
+        record = self._records[key.model].get((key.version, key.instance))
+        if record is not None and record.state in _IN_USE:
+            self._used[key.instance] -= 1
+            if not self._used[key.instance]:
+                del self._used[key.instance]
         held = self._draining.get(key.instance)
         if held is not None and held.pop(key, None) is not None and not held:
             del self._draining[key.instance]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 
@@ -51,3 +51,15 @@ class Model:
         """The endpoints of one version, or of the served one for None; empty if there are none."""
         wanted = self.served if version is None else version
         return next((endpoints for known, endpoints in self.versions if known == wanted), ())
+
+    def left_over(self) -> tuple[Endpoint, ...]:
+        """The endpoints, as DRAINING, of instances that have other versions than the one that is served. They may have
+        got requests that name no version a moment ago, when theirs was the one, and load reports name only endpoints
+        that are listed: else such a request would go unnoticed when its instance drains."""
+        seen = {endpoint.instance for endpoint in self.endpoints(None)}
+        found = []
+        for version, endpoints in reversed(self.versions):
+            if version != self.served:
+                found += [replace(one, health=Health.DRAINING) for one in endpoints if one.instance not in seen]
+                seen.update(one.instance for one in endpoints)
+        return tuple(sorted(found))

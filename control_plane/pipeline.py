@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from control_plane.catalog import Catalog
 from control_plane.model import Model
-from control_plane.resources.names import grpc_cluster, rest_cluster
 from control_plane.resources.resource import Resource
 from control_plane.resources.settings import DataPlaneSettings
 from control_plane.resources.translate import fleet_resources, model_resources
@@ -56,15 +55,6 @@ class Pipeline:
         """When to call `expire` next; None if nothing is in doubt."""
         times = (self.catalog.next_deadline(now), self._empty_until)
         return min((time for time in times if time is not None), default=None)
-
-    def draining_clusters(self) -> frozenset[str]:
-        """The clusters with a draining endpoint: those whose requests in flight are to be watched."""
-        return frozenset(
-            name_of(model, version)
-            for model, draining in self.catalog.draining_versions
-            for name_of in (grpc_cluster, rest_cluster)
-            for version in (draining, None)
-        )
 
     def _translate(self, changed: frozenset[str]) -> TableChange:
         self.changed = changed

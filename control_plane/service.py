@@ -10,7 +10,7 @@ import asyncio
 import logging
 import signal
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import replace
 from importlib.metadata import version
@@ -18,7 +18,7 @@ from importlib.metadata import version
 import grpc
 
 from control_plane.advertise import advertised_http
-from control_plane.catalog import Address, Catalog
+from control_plane.catalog import Catalog
 from control_plane.config import ControlPlaneConfig
 from control_plane.http import HttpServer
 from control_plane.inspection.csds import ClientStatus
@@ -31,7 +31,7 @@ from control_plane.lasting import lasting_objects
 from control_plane.metrics import Metrics
 from control_plane.pipeline import Pipeline
 from control_plane.proxyless_view import ProxylessView
-from control_plane.replica import DrainLedger, held_back_drains, pause_after, requests_in_flight
+from control_plane.replica import Drains, pause_after
 from control_plane.resources.resource import (
     CLUSTER,
     CLUSTER_LOAD_ASSIGNMENT,
@@ -103,7 +103,7 @@ class ControlPlane:
             on_change=self._stirred, nodes=lambda: self._xds.expected_nodes, clients=self._xds.clients
         )
         self._health = Health()
-        self._ledger = DrainLedger()
+        self._drains = Drains(self._pipeline.catalog, self._xds, self._loads)
         self._http = ""
         self._connected = False
         self._trouble = "the registry has not been read yet"
@@ -191,15 +191,15 @@ class ControlPlane:
                 await self._say_ready()
 
     def _publish(self, change: TableChange) -> None:
-        self._ledger.update(self._pipeline.catalog.draining_keys, self._pipeline.catalog.revision)
+        self._drains.catalog_changed()
         self._xds.publish(change)
         if self._table.ready:
             self._proxyless.table.mark_ready()
         revision = self._pipeline.catalog.revision
         self._xds.publish(self._proxyless.update(self._pipeline.changed, revision), self._grpc_view)
-        if self._pipeline.catalog.draining_versions:
+        if self._drains.going_on:
             # At once: an instance of which more drains than before is looked at anew, however soon all acknowledge.
-            self._acknowledged_drains(self._xds.converged_revision())
+            self._drains.look(self._xds.converged_revision())
         self._stirred()
 
     def _asked_by_grpc(self, type_url: str, names: Sequence[str]) -> None:
@@ -232,7 +232,7 @@ class ControlPlane:
             if published is not None and roll != self._recorded_roll:
                 self._recorded_roll = roll
                 self._recorded.set()
-            await asyncio.sleep(pause_after(spent))
+            await asyncio.sleep(pause_after(spent, draining=self._drains.going_on))
 
     async def _publish_nodes(self, keys: LeasedKeys, nodes: LeasedKeys) -> None:
         key = self._keyspace.make(NodesKey(self._config.replica_name))
@@ -250,17 +250,17 @@ class ControlPlane:
 
     def _record(self) -> PlaneRecord:
         converged = self._xds.converged_revision()
-        in_flight = requests_in_flight(self._acknowledged_drains(converged), self._loads.in_flight)
-        envoys, away = self._xds.expected_clients, len(self._xds.away)
-        return PlaneRecord(converged, envoys, self._inside.version, in_flight, self._http, away)
-
-    def _acknowledged_drains(self, converged_revision: int) -> Mapping[str, frozenset[Address]]:
-        catalog = self._pipeline.catalog
-        draining = {model for model, _ in catalog.draining_versions}
-        held_back = held_back_drains((view.table for view in self._xds.views), draining)
-        acknowledged = self._ledger.acknowledged(catalog.draining, converged_revision, held_back)
-        self._loads.set_draining(acknowledged, self._pipeline.draining_clusters())
-        return acknowledged
+        drains = self._drains.report(converged, asyncio.get_running_loop().time())
+        return PlaneRecord(
+            converged,
+            self._xds.expected_clients,
+            self._inside.version,
+            drains.draining,
+            self._http,
+            len(self._xds.away),
+            drains.servables,
+            drains.behind,
+        )
 
     def _count(self, record: PlaneRecord) -> None:
         metrics, catalog = self._metrics, self._pipeline.catalog

@@ -25,7 +25,8 @@ def has_rest(model: Model) -> bool:
 
 def model_resources(model: Model, settings: DataPlaneSettings) -> tuple[Resource, ...]:
     """Every cluster and load assignment of one model: one pair for requests that name no version, one per version, and
-    the same again for REST (`has_rest`). A version without endpoints has an empty assignment, which
+    the same again for REST (`has_rest`). The first lists the instances that have only other versions too, as DRAINING
+    (`Model.left_over`). A version without endpoints has an empty assignment, which
     Envoy answers as UNAVAILABLE; a version that isn't there at all is NOT_FOUND.
     """
     if not model.name:  # TF Serving allows it, but no request can ask for it and Envoy refuses such a cluster
@@ -47,13 +48,9 @@ def _protocol_resources(
         resources.append(cluster(name, template, model.name))
         resources.append(load_assignment(name, assignment, model.name))
 
-    served = serialised_endpoints((), protocol)
     for version, endpoints in model.versions:
-        assignment = serialised_endpoints(endpoints, protocol)
-        add(version, assignment)
-        if version == model.served:
-            served = assignment
-    add(None, served)
+        add(version, serialised_endpoints(endpoints, protocol))
+    add(None, serialised_endpoints(model.endpoints(None) + model.left_over(), protocol))
     return resources
 
 

@@ -1,4 +1,4 @@
-"""How many requests gRPC clients without a proxy have in flight at endpoints that drain, from their load reports. Pure.
+"""How many requests gRPC clients without a proxy have in flight where something drains, from their load reports. Pure.
 
 They report per locality (gRFC A27), and ours have one address each (resources/proxyless.py). C-core 1.85, measured:
 it reports at most once a second, and when nothing has happened since the report before and nothing is in flight, it
@@ -19,25 +19,27 @@ time would never have reported.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from control_plane.xds.load_ledger import REPORTS, HostPort
+from control_plane.drains import Drain, Place, Places
+from control_plane.xds.load_ledger import REPORTS, anything_new
 from control_plane.xds.view import Client
 from registry.addresses import split_address
 
 
-def requests_in_progress(report: Any) -> Counter[HostPort]:
-    """Endpoint -> requests in progress, over all clusters of a LoadStatsRequest with localities named HOST:PORT."""
-    counts: Counter[HostPort] = Counter()
+def requests_in_progress(report: Any) -> Counter[Place]:
+    """Place -> requests in progress, of a LoadStatsRequest with localities named HOST:PORT."""
+    counts: Counter[Place] = Counter()
     for cluster in report.cluster_stats:
         for locality in cluster.upstream_locality_stats:
             if locality.total_requests_in_progress:
                 try:
-                    counts[split_address(locality.locality.sub_zone)] += locality.total_requests_in_progress
+                    place = cluster.cluster_name, *split_address(locality.locality.sub_zone)
                 except ValueError:
                     continue
+                counts[place] += locality.total_requests_in_progress
     return counts
 
 
@@ -72,8 +74,8 @@ class _Reporter:
     begun: float
     instead: _Gone | None = None
     reports: int = 0
-    in_progress: Mapping[HostPort, int] = field(default_factory=dict)
-    before: dict[HostPort, int] = field(default_factory=dict)
+    in_progress: Mapping[Place, int] = field(default_factory=dict)
+    before: dict[Drain, int] = field(default_factory=dict)
     """Drain -> how many reports had come when it was acknowledged."""
 
 
@@ -88,7 +90,8 @@ class ClientLedger:
     def __init__(self, *, life_seconds: float = 3.0, return_seconds: float = 4.0) -> None:
         self._life_seconds = life_seconds
         self._return_seconds = return_seconds
-        self._drains: dict[HostPort, float] = {}
+        self._drains: dict[Drain, float] = {}
+        self._places: Places = {}
         self._reporters: dict[int, _Reporter] = {}
         self._gone: list[_Gone] = []
 
@@ -115,14 +118,17 @@ class ClientLedger:
         since = entry.known_since if asked else entry.begun
         self._gone.append(_Gone(entry.peer, since, now, now + self._return_seconds, asked))
 
-    def drain(self, endpoints: Iterable[HostPort], now: float) -> None:
-        """Every client knows that these endpoints drain, and no others."""
-        draining = frozenset(endpoints)
-        if draining == self._drains.keys():
+    def drain(self, drains: Places, now: float) -> None:
+        """Every client knows of these drains, and of no others."""
+        if drains == self._places:
             return
-        self._drains = {endpoint: self._drains.get(endpoint, now) for endpoint in draining}
+        again = {drain for drain in drains if not anything_new(self._places, drains, drain)}
+        self._drains = {drain: self._drains[drain] if drain in again else now for drain in drains}
         for reporter in self._reporters.values():
-            reporter.before = {endpoint: reporter.before.get(endpoint, reporter.reports) for endpoint in draining}
+            reporter.before = {
+                drain: reporter.before[drain] if drain in again else reporter.reports for drain in drains
+            }
+        self._places = dict(drains)
 
     def reported(self, reporter: int, report: Any) -> None:
         """A report came in; it replaces what this stream said before."""
@@ -135,17 +141,16 @@ class ClientLedger:
         return frozenset(
             number
             for number, reporter in self._reporters.items()
-            if now - reporter.begun >= self._life_seconds
-            and any(self._owes(reporter, endpoint) for endpoint in self._drains)
+            if now - reporter.begun >= self._life_seconds and any(self._owes(reporter, drain) for drain in self._drains)
         )
 
-    def in_flight(self, endpoint: HostPort, clients: Collection[Client], now: float) -> int | None:
-        """Requests in flight at a draining endpoint over all clients; None while it can't be known.
+    def in_flight(self, drain: Drain, clients: Collection[Client], now: float) -> int | None:
+        """Requests in flight at the places of a drain over all clients; None while it can't be known.
 
         `clients`: those that may send there, so that one that has yet to open its stream of load reports, or has none,
         is not taken for idle.
         """
-        drained = self._drains.get(endpoint)
+        drained = self._drains.get(drain)
         if drained is None:
             return None
         expected = Counter(client.peer for client in clients if client.since <= drained)
@@ -153,19 +158,25 @@ class ClientLedger:
             return None
         if any(gone.known_since <= drained and gone.awaited(now) for gone in self._gone):
             return None
-        if any(self._owes(reporter, endpoint) for reporter in self._reporters.values()):
+        if any(self._owes(reporter, drain) for reporter in self._reporters.values()):
             return None
-        return sum(reporter.in_progress.get(endpoint, 0) for reporter in self._reporters.values())
+        places = self._places[drain]
+        return sum(
+            count
+            for reporter in self._reporters.values()
+            for place, count in reporter.in_progress.items()
+            if place in places
+        )
 
     def awaits_return(self, now: float) -> bool:
         """Whether `in_flight` may change by the time alone."""
         return bool(self._drains) and any(gone.awaited(now) for gone in self._gone)
 
-    def _owes(self, reporter: _Reporter, endpoint: HostPort) -> bool:
-        drained = self._drains[endpoint]
+    def _owes(self, reporter: _Reporter, drain: Drain) -> bool:
+        drained = self._drains[drain]
         if reporter.known_since > drained:
             return False
         # The first report of a stream is made a second after its begin. On an older stream the report that comes next
         # may have been made before.
         wanted = 1 if reporter.begun > drained else REPORTS
-        return reporter.reports - reporter.before[endpoint] < wanted
+        return reporter.reports - reporter.before[drain] < wanted

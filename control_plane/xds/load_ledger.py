@@ -1,4 +1,6 @@
-"""How many requests are in flight at endpoints that drain, from Envoys' load reports. Pure.
+"""How many requests are in flight where something drains, from Envoys' load reports. Pure.
+
+A place is an endpoint in a cluster: of one instance one version may drain while it goes on with others.
 
 Invariant: a number is given only when every Envoy that counts has reported twice since it was told to (`drain`, which
 comes after all of them have ACKed the drain), or since it connected. Twice, because the report at hand may have been
@@ -11,46 +13,51 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
-HostPort = tuple[str, int]
+from control_plane.drains import Drain, Place, Places
+
 REPORTS = 2
 
 
-def requests_in_progress(report: Any) -> Counter[HostPort]:
-    """Endpoint -> requests in progress, over all clusters of a LoadStatsRequest with endpoint granularity."""
-    counts: Counter[HostPort] = Counter()
+def requests_in_progress(report: Any) -> Counter[Place]:
+    """Place -> requests in progress, of a LoadStatsRequest with endpoint granularity; nothing of what is idle."""
+    counts: Counter[Place] = Counter()
     for cluster in report.cluster_stats:
         for locality in cluster.upstream_locality_stats:
             for endpoint in locality.upstream_endpoint_stats:
-                where = endpoint.address.socket_address
-                counts[where.address, where.port_value] += endpoint.total_requests_in_progress
+                if endpoint.total_requests_in_progress:
+                    where = endpoint.address.socket_address
+                    place = cluster.cluster_name, where.address, where.port_value
+                    counts[place] += endpoint.total_requests_in_progress
     return counts
+
+
+def anything_new(known: Places, drains: Places, drain: Drain) -> bool:
+    """Whether a drain is one that was not looked at before in all of its places."""
+    return not drains[drain] <= known.get(drain, frozenset())
 
 
 @dataclass(slots=True)
 class _Reporter:
     node: str
     reports: int = 0
-    in_progress: Mapping[HostPort, int] = field(default_factory=dict)
-    since: dict[HostPort, int] = field(default_factory=dict)
+    in_progress: Mapping[Place, int] = field(default_factory=dict)
+    since: dict[Drain, int] = field(default_factory=dict)
 
 
 class LoadLedger:
     """The reports of all Envoys. A reporter is one stream, by a number that the caller gives out."""
 
     def __init__(self) -> None:
-        self._draining: frozenset[HostPort] = frozenset()
+        self._drains: Places = {}
+        self._places: frozenset[Place] = frozenset()
         self._reporters: dict[int, _Reporter] = {}
-
-    @property
-    def draining(self) -> frozenset[HostPort]:
-        """The endpoints that are looked at."""
-        return self._draining
 
     def connected(self, reporter: int, node: str) -> None:
         """A stream has begun; `node` is the Envoy's node id."""
-        self._reporters[reporter] = _Reporter(node, since=dict.fromkeys(self._draining, 0))
+        self._reporters[reporter] = _Reporter(node, since=dict.fromkeys(self._drains, 0))
 
     def disconnected(self, reporter: int) -> None:
         """A stream has ended."""
@@ -68,17 +75,14 @@ class LoadLedger:
                 strays.add(number)
         return frozenset(strays)
 
-    def drain(self, endpoints: Iterable[HostPort]) -> bool:
-        """Every Envoy knows that these endpoints drain, and no others; whether that is new."""
-        draining = frozenset(endpoints)
-        if draining == self._draining:
+    def drain(self, drains: Places) -> bool:
+        """Every Envoy knows of these drains, and of no others; whether that is new."""
+        if drains == self._drains:
             return False
+        again = {drain for drain in drains if not anything_new(self._drains, drains, drain)}
         for reporter in self._reporters.values():
-            reporter.since = {
-                endpoint: reporter.since[endpoint] if endpoint in self._draining else reporter.reports
-                for endpoint in draining
-            }
-        self._draining = draining
+            reporter.since = {drain: reporter.since[drain] if drain in again else reporter.reports for drain in drains}
+        self._drains, self._places = dict(drains), frozenset(chain.from_iterable(drains.values()))
         return True
 
     def reported(self, reporter: int, report: Any) -> None:
@@ -86,21 +90,29 @@ class LoadLedger:
         entry = self._reporters[reporter]
         entry.reports += 1
         counts = requests_in_progress(report)
-        entry.in_progress = {endpoint: counts[endpoint] for endpoint in self._draining if counts[endpoint]}
+        entry.in_progress = {place: count for place, count in counts.items() if place in self._places}
 
-    def in_flight(self, endpoint: HostPort, nodes: Collection[str] = ()) -> int | None:
-        """Requests in flight at a draining endpoint over all Envoys; None while it can't be known.
+    def in_flight(self, drain: Drain, nodes: Collection[str] = ()) -> int | None:
+        """Requests in flight at a drain's places over all Envoys; None while it can't be known.
 
         `nodes` names the Envoys that must have reported, one entry for each, so that one without load reports, or
         between two streams, is not taken for idle.
         """
-        if endpoint not in self._draining:
+        places = self._drains.get(drain)
+        if places is None or self.silent(drain, nodes):
             return None
-        if Counter(nodes) - Counter(reporter.node for reporter in self._reporters.values()):
-            return None
-        total = 0
-        for reporter in self._reporters.values():
-            if reporter.reports < reporter.since[endpoint] + REPORTS:
-                return None
-            total += reporter.in_progress.get(endpoint, 0)
-        return total
+        return sum(
+            count
+            for reporter in self._reporters.values()
+            for place, count in reporter.in_progress.items()
+            if place in places
+        )
+
+    def silent(self, drain: Drain, nodes: Collection[str] = ()) -> list[str]:
+        """The Envoys that a drain waits for because they have not reported often enough, one entry for each."""
+        absent = Counter(nodes) - Counter(reporter.node for reporter in self._reporters.values())
+        return [*absent.elements()] + [
+            reporter.node
+            for reporter in self._reporters.values()
+            if reporter.reports < reporter.since.get(drain, reporter.reports) + REPORTS
+        ]

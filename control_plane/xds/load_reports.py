@@ -1,7 +1,10 @@
 """The Load Reporting Service (LRS): the grpc.aio shell around the ledger.
 
 Invariants: while nothing drains a client is asked for nothing; while something does, it reports every
-`drain_interval_seconds` about the clusters that have a draining endpoint, and about no others. An Envoy reports to the
+`drain_interval_seconds` (longer where that would be too much, see `interval`) about the clusters that have a draining
+endpoint, and about no others. What it is asked for changes only after it has reported: Envoy begins its interval anew
+with every answer (load_stats_reporter.cc, startLoadReportPeriod), so that one drain after another, each sooner than the
+interval, would keep it from reporting at all. An Envoy reports to the
 replica that configures it: to Envoy these are two streams with a turn each among the control planes, so one that came
 to the wrong replica is sent on (Envoy 1.40 tries the next one after 5 s), or none could say that nothing is in flight.
 gRPC clients without a proxy count apart (client_ledger.py): theirs are on one connection.
@@ -13,20 +16,42 @@ import asyncio
 import itertools
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
 from envoy.service.load_stats.v3 import lrs_pb2
 
-from control_plane.catalog import Address
+from control_plane.drains import Drain, Places
 from control_plane.xds.client_ledger import ClientLedger
-from control_plane.xds.load_ledger import HostPort, LoadLedger
+from control_plane.xds.load_ledger import LoadLedger
 from control_plane.xds.view import Client, is_grpc_client
 
 log = logging.getLogger(__name__)
 
 SERVICE = "envoy.service.load_stats.v3.LoadReportingService"
+
+SHORTEST_INTERVAL = 0.02
+_LONGEST_INTERVAL = 1.0
+_PER_STREAM, _PER_CLUSTER = 0.0005, 0.000025
+_PATIENCE = 1.0
+"""Seconds after which an Envoy is asked anew even though it has not reported."""
+
+
+def interval(streams: int, clusters: int, shortest: float = SHORTEST_INTERVAL) -> float:
+    """Seconds between an Envoy's reports. A drain waits for two of them, so they are to be short; but not so that a
+    thousand Envoys would take all of this process's time (some 0.1 ms a report), or a thousand clusters all of Envoy's
+    main thread (some microseconds for each)."""
+    return min(_LONGEST_INTERVAL, max(shortest, _PER_STREAM * streams, _PER_CLUSTER * clusters))
+
+
+@dataclass(slots=True)
+class _Stream:
+    """`reported`: since it was last asked for something."""
+
+    wake: asyncio.Event = field(default_factory=asyncio.Event)
+    reported: bool = True
 
 
 class LoadReportServer:
@@ -43,7 +68,7 @@ class LoadReportServer:
         on_change: Callable[[], None] = lambda: None,
         nodes: Callable[[], Collection[str]] = tuple,
         clients: Callable[[Collection[str]], Collection[Client]] = lambda clusters: (),
-        drain_interval_seconds: float = 0.1,
+        drain_interval_seconds: float = SHORTEST_INTERVAL,
         idle_interval_seconds: float = 60.0,
         stray_seconds: float = 1.0,
         clock: Callable[[], float] = time.monotonic,
@@ -59,7 +84,7 @@ class LoadReportServer:
         self._client_ledger = ClientLedger()
         self._clusters: frozenset[str] = frozenset()
         self._numbers = itertools.count(1)
-        self._wakes: dict[int, asyncio.Event] = {}
+        self._streams: dict[int, _Stream] = {}
         self._ended: dict[int, str] = {}
         self._closing = False
         self._all_ended = asyncio.Event()
@@ -84,58 +109,60 @@ class LoadReportServer:
             self._end(strays & before, "another control plane configures this Envoy")
             before = strays
             self._end_overdue()
-            if awaited:
-                # A client may have been gone for so long that it is no longer waited for.
+            if awaited or self._clusters:
+                # A client may have been gone for so long that it is no longer waited for; and who keeps a drain waiting
+                # is to be said, though nothing happens.
                 self._on_change()
             awaited = self._client_ledger.awaits_return(self._clock())
 
     def _end(self, numbers: Iterable[int], reason: str) -> None:
         for number in numbers:
             self._ended[number] = reason
-            self._wakes[number].set()
+            self._streams[number].wake.set()
 
     def _end_overdue(self) -> None:
         self._end(self._client_ledger.overdue(self._clock()), "an instance drains: report on a new stream")
 
-    def set_draining(self, draining: Mapping[str, Collection[Address]], clusters: Collection[str]) -> None:
-        """Every Envoy has acknowledged that these instances drain, and no others: count what is in flight there.
-        `clusters`: those to ask about, with any draining endpoint, acknowledged or not."""
-        ports: set[HostPort] = set()
-        for addresses in draining.values():
-            for where in addresses:
-                ports |= where.ports
-        changed = self._ledger.drain(ports)
-        self._client_ledger.drain(ports, self._clock())
+    def ask_about(self, clusters: Collection[str]) -> None:
+        """The clusters with anything that drains, acknowledged or not."""
         wanted = frozenset(clusters)
         if wanted != self._clusters:
             self._clusters = wanted
-            for wake in self._wakes.values():
-                wake.set()
+            for stream in self._streams.values():
+                stream.wake.set()
+
+    def set_draining(self, drains: Places) -> None:
+        """Every Envoy has acknowledged these drains, and no others: count what is in flight in their places."""
+        changed = self._ledger.drain(drains)
+        self._client_ledger.drain(drains, self._clock())
         if changed:
             self._end_overdue()
             self._on_change()
 
-    def in_flight(self, address: str, port: int) -> int | None:
-        """Requests in flight at a draining endpoint over all Envoys and gRPC clients of this replica; None while it
-        isn't known."""
-        here = (address, port)
-        by_envoys = self._ledger.in_flight(here, self._nodes())
+    def in_flight(self, drain: Drain) -> int | None:
+        """Requests in flight in a drain's places over all Envoys and gRPC clients of this replica; None while it isn't
+        known."""
+        by_envoys = self._ledger.in_flight(drain, self._nodes())
         if by_envoys is None:
             return None
-        by_clients = self._client_ledger.in_flight(here, self._clients(self._clusters), self._clock())
+        by_clients = self._client_ledger.in_flight(drain, self._clients(self._clusters), self._clock())
         return None if by_clients is None else by_envoys + by_clients
+
+    def silent(self, drain: Drain) -> list[str]:
+        """The node ids of the Envoys that have not reported since all of them acknowledged a drain."""
+        return self._ledger.silent(drain, self._nodes())
 
     async def close(self) -> None:
         """End every stream, so that the Envoys go to another replica."""
         self._closing = True
-        for wake in self._wakes.values():
-            wake.set()
-        if self._wakes:
+        for stream in self._streams.values():
+            stream.wake.set()
+        if self._streams:
             await self._all_ended.wait()
 
     async def _serve(self, requests: AsyncIterator[Any], context: grpc.aio.ServicerContext[Any, Any]) -> None:
         number = next(self._numbers)
-        wake = self._wakes[number] = asyncio.Event()
+        wake = self._streams.setdefault(number, _Stream()).wake
         try:
             async with asyncio.TaskGroup() as tasks:
                 reader = tasks.create_task(self._read(number, requests, context.peer()))
@@ -145,33 +172,46 @@ class LoadReportServer:
             if number in self._ended:
                 await context.abort(grpc.StatusCode.UNAVAILABLE, self._ended[number])
         finally:
-            del self._wakes[number]
+            del self._streams[number]
             asked = self._ended.pop(number, None) is not None
             self._ledger.disconnected(number)
             self._client_ledger.disconnected(number, self._clock(), asked=asked)
             self._on_change()
-            if not self._wakes:
+            if not self._streams:
                 self._all_ended.set()
         if self._closing:
             await context.abort(grpc.StatusCode.UNAVAILABLE, "this control plane is shutting down")
 
     async def _ask(self, number: int, context: grpc.aio.ServicerContext[Any, Any], reader: asyncio.Task[None]) -> None:
-        wake = self._wakes[number]
+        stream = self._streams[number]
         asked: lrs_pb2.LoadStatsResponse | None = None
+        asked_at = 0.0
         while not (self._closing or number in self._ended or reader.done()):
-            wake.clear()
+            stream.wake.clear()
             response = self._wanted()
+            timeout = None
             if response != asked:
-                # lrs.proto: the client reports in the way that the last response asks for, from there on.
-                await context.write(response)
-                asked = response
-            await wake.wait()
+                # Who has been told to report soon is let do so first.
+                wait = 0.0 if stream.reported or not asked or not asked.clusters else asked_at + _PATIENCE - _now()
+                if wait <= 0:
+                    # lrs.proto: the client reports in the way that the last response asks for, from there on.
+                    await context.write(response)
+                    asked, asked_at, stream.reported = response, _now(), False
+                    continue
+                timeout = wait
+            try:
+                async with asyncio.timeout(timeout):
+                    await stream.wake.wait()
+            except TimeoutError:
+                continue
 
     def _wanted(self) -> Any:
         response = lrs_pb2.LoadStatsResponse(report_endpoint_granularity=True)
         response.clusters.extend(sorted(self._clusters))
-        interval = self._drain_interval if self._clusters else self._idle_interval
-        response.load_reporting_interval.FromNanoseconds(int(interval * 1e9))
+        seconds = self._idle_interval
+        if self._clusters:
+            seconds = interval(len(self._streams), len(self._clusters), self._drain_interval)
+        response.load_reporting_interval.FromMilliseconds(int(seconds * 1e3))
         return response
 
     async def _read(self, number: int, requests: AsyncIterator[Any], peer: str) -> None:
@@ -186,6 +226,14 @@ class LoadReportServer:
         else:
             self._ledger.connected(number, first.node.id)
         ledger = self._client_ledger if without_proxy else self._ledger
+        stream = self._streams[number]
         async for request in requests:
             ledger.reported(number, request)
+            if not stream.reported:
+                stream.reported = True
+                stream.wake.set()
             self._on_change()
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

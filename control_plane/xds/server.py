@@ -248,6 +248,18 @@ class XdsServer:
             default=self.envoy_view.table.revision,
         )
 
+    def behind(self, revision: int) -> frozenset[str]:
+        """The node ids of the clients that have not acknowledged all consequences of a registry revision."""
+        now = self._clock()
+        connected = self._connections.values()
+        return frozenset(
+            (
+                *(one.node for one in connected if one.machine.converged_revision(now) < revision),
+                *(lost.stream.node for lost in self._lost if lost.revision < revision),
+                *(one.node for one in self._roll.away if one.revision < revision),
+            )
+        )
+
     async def close(self) -> None:
         """End every stream with UNAVAILABLE, so that the Envoys go to another replica; new ones are refused."""
         self._closing = True

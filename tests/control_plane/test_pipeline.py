@@ -6,15 +6,10 @@ import os
 import subprocess
 import sys
 
-from control_plane.catalog import Address, Catalog
-from control_plane.model import Endpoint, Health
+from control_plane.catalog import Catalog
 from control_plane.pipeline import Pipeline
-from control_plane.replica import DrainLedger, held_back_drains, requests_in_flight
-from control_plane.resources.clusters import Protocol
-from control_plane.resources.endpoints import load_assignment, serialised_endpoints
-from control_plane.resources.resource import CLUSTER, CLUSTER_LOAD_ASSIGNMENT, EXTENSION_CONFIG, LISTENER, Resource
+from control_plane.resources.resource import CLUSTER, CLUSTER_LOAD_ASSIGNMENT, EXTENSION_CONFIG, LISTENER
 from control_plane.resources.settings import DataPlaneSettings
-from control_plane.xds.quarantine import Blame
 from control_plane.xds.table import ResourceTable, TableChange
 from registry.follow import Changes, Snapshot
 from registry.keys import InstanceKey, Keyspace, ReadyKey
@@ -115,7 +110,7 @@ def test_the_replicas_own_record_is_no_consequence() -> None:
     feed = Feed()
     feed.put(entries("m", 1, "a"))
     revision = feed.table.revision
-    change = feed.put({SPACE.prefix + "planes/p": b"{}", SPACE.prefix + "planes/p/nodes": b"{}"})
+    change = feed.put({SPACE.prefix + name: b"{}" for name in ("planes/p", "planes/p/nodes", "drains/a")})
     assert change.changes == ()
     assert feed.table.revision == revision
 
@@ -137,65 +132,3 @@ def test_two_replicas_hold_equal_bytes_whatever_their_hash_seed() -> None:
         outputs.add(subprocess.check_output([sys.executable, "-c", _VERSIONS], env=environment))
     assert len(outputs) == 1
     assert outputs.pop().count(b"\n") > 100
-
-
-HERE = {"i": frozenset({Address("10.0.0.1", 9000, 9500)})}
-
-
-def test_a_draining_instance_is_listed_only_after_convergence_and_load_reports() -> None:
-    ledger = DrainLedger()
-    ledger.update(HERE, 10)
-    ledger.update(HERE, 12)  # it began at 10 and goes on
-
-    def record(converged: int, counts: dict[int, int | None]) -> dict[str, int]:
-        return requests_in_flight(ledger.acknowledged(HERE, converged), lambda _, port: counts[port])
-
-    assert record(9, {9000: 0, 9500: 0}) == {}
-    assert record(10, {9000: 0, 9500: None}) == {}
-    assert record(10, {9000: 2, 9500: 1}) == {"i": 3}
-    assert record(11, {9000: 0, 9500: 0}) == {"i": 0}
-    ledger.update({}, 13)
-    ledger.update(HERE, 14)  # drained, came back, and drains again
-    assert record(12, {9000: 0, 9500: 0}) == {}
-
-
-def test_a_client_that_comes_during_a_drain_does_not_take_back_what_all_acknowledged() -> None:
-    ledger = DrainLedger()
-    ledger.update(HERE, 10)
-    assert ledger.acknowledged(HERE, 10) == HERE
-    assert ledger.acknowledged(HERE, 0) == HERE
-    more = {"i": HERE["i"] | {Address("10.0.0.1", 9001, 0)}}
-    ledger.update(more, 20)
-    assert ledger.acknowledged(more, 19) == {}, "until 20 all of them sent requests to the rest"
-    ledger.update(HERE, 21)
-    assert ledger.acknowledged(HERE, 20) == HERE
-
-
-def test_a_drain_goes_on_in_an_etcd_that_counts_from_the_beginning_again() -> None:
-    ledger = DrainLedger()
-    ledger.update(HERE, 5000)
-    assert ledger.acknowledged(HERE, 12) == {}
-    ledger.update(HERE, 12)
-    assert ledger.acknowledged(HERE, 11) == {}
-    assert ledger.acknowledged(HERE, 12) == HERE
-
-
-def test_an_instance_whose_drain_is_quarantined_is_not_listed() -> None:
-    def assignment(state: Health) -> Resource:
-        endpoints = (Endpoint("i", "10.0.0.1", 9000, 0, health=state),)
-        return load_assignment("m", serialised_endpoints(endpoints, Protocol.GRPC), "m")
-
-    table = ResourceTable()
-    table.update([assignment(Health.READY)], [], 9)
-    draining = assignment(Health.DRAINING)
-    table.update([draining], [], 10)
-    ledger = DrainLedger()
-    ledger.update(HERE, 10)
-    assert held_back_drains([table], {"m"}) == frozenset()
-    table.quarantine(draining.type_url, "m", draining.version, Blame("e", "", "", "", 0.0))
-    assert held_back_drains([table], {"another"}) == frozenset()
-    held_back = held_back_drains([ResourceTable(), table], {"m"})
-    assert held_back == {("10.0.0.1", 9000)}
-    assert ledger.acknowledged(HERE, 10, held_back) == {}
-    table.update([assignment(Health.READY)], [], 11)
-    assert ledger.acknowledged(HERE, 11, held_back_drains([table], {"m"})) == HERE

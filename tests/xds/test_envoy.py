@@ -8,7 +8,6 @@ from functools import partial
 
 import pytest
 
-from control_plane.catalog import Address
 from control_plane.xds.events import Disconnected, HeldTooLong, Refused
 from control_plane.xds.limits import Limits
 from tests.support.processes import free_port
@@ -163,24 +162,27 @@ async def test_requests_in_flight_of_a_draining_endpoint(tmp_path):
                 slow.append(asyncio.create_task(ask(port, "/slow")))
                 await eventually(lambda: one.waiting + two.waiting == len(slow), "a request to be in flight")
             waiting = one.waiting
-            assert plane.loads.in_flight("127.0.0.1", one.port) is None
+            assert plane.loads.in_flight("i") is None
             revision = plane.change(assignment("a", one.port, two.port, draining=[one.port]))
-            drain = {"i": frozenset({Address("127.0.0.1", one.port, 0)})}
-            plane.loads.set_draining(drain, clusters=["a"])
-            assert plane.loads.in_flight("127.0.0.1", one.port) is None
+            drain = {"i": frozenset({("a", "127.0.0.1", one.port)})}
+            plane.loads.ask_about(["a"])
+            plane.loads.set_draining(drain)
+            assert plane.loads.in_flight("i") is None
             await eventually(lambda: plane.converged(revision), "Envoy to know of the drain")
-            await eventually(lambda: plane.loads.in_flight("127.0.0.1", one.port) == waiting, "what is in flight")
+            await eventually(lambda: plane.loads.in_flight("i") == waiting, "what is in flight")
             served = one.served
             assert await ask(port) == await ask(port) == 200
             assert one.served == served
             one.release.set()
-            await eventually(lambda: plane.loads.in_flight("127.0.0.1", one.port) == 0, "the drain to end")
+            await eventually(lambda: plane.loads.in_flight("i") == 0, "the drain to end")
             two.release.set()
             assert await asyncio.gather(*slow) == [200] * len(slow)
-            plane.loads.set_draining({}, clusters=[])
-            assert plane.loads.in_flight("127.0.0.1", one.port) is None
-            plane.loads.set_draining(drain, clusters=["a"])
-            await eventually(lambda: plane.loads.in_flight("127.0.0.1", one.port) == 0, "a drain of an idle endpoint")
+            plane.loads.ask_about([])
+            plane.loads.set_draining({})
+            assert plane.loads.in_flight("i") is None
+            plane.loads.ask_about(["a"])
+            plane.loads.set_draining(drain)
+            await eventually(lambda: plane.loads.in_flight("i") == 0, "a drain of an idle endpoint")
 
 
 async def test_an_envoy_of_two_control_planes_reports_to_the_one_that_configures_it(tmp_path):
@@ -193,15 +195,16 @@ async def test_an_envoy_of_two_control_planes_reports_to_the_one_that_configures
         try:
             other.change(*resources)
             async with plane_and_envoy(tmp_path, *resources, others=[other]) as (plane, _):
-                drain = {"i": frozenset({Address("127.0.0.1", one.port, 0)})}
+                drain = {"i": frozenset({("a", "127.0.0.1", one.port)})}
 
                 def reports_where_it_is_configured() -> bool:
                     configuring = [each for each in (plane, other) if each.xds.nodes]
-                    return [each.loads.in_flight("127.0.0.1", one.port) for each in configuring] == [0]
+                    return [each.loads.in_flight("i") for each in configuring] == [0]
 
                 def start_drain() -> None:
                     for each in (plane, other):
-                        each.loads.set_draining(drain, clusters=["a"])
+                        each.loads.ask_about(["a"])
+                        each.loads.set_draining(drain)
 
                 start_drain()
                 await eventually(reports_where_it_is_configured, "both streams to be with one control plane")
