@@ -105,6 +105,15 @@ class MonitorCore:
         """All models to be polled: those named by the server's configuration, and those that it still holds."""
         return tuple(model.watched for model in self._models.values())
 
+    @property
+    def reachable(self) -> bool:
+        """Whether the server answers, as far as is known."""
+        return self._state in (InstanceState.SERVING, InstanceState.DRAINING)
+
+    def answers(self) -> dict[WatchedModel, tuple[VersionStatus, ...] | None]:
+        """The latest answer for each model that the server's configuration names; None: there is none."""
+        return {model.watched: model.answer for model in self._models.values() if model.listed}
+
     # --- observations -------------------------------------------------------------------------------------------
 
     def set_models(self, models: Iterable[WatchedModel]) -> None:

@@ -97,7 +97,7 @@ class InstanceMonitor:
         log.info("instance %s: watching the server at %s, registry %s", name, client.target, config.prefix)
         async with asyncio.TaskGroup() as group:
             registration = group.create_task(leased.run(), name="registration")
-            watch = Watch(core, client, leased, config, plan.models, self._file, group)
+            watch = Watch(core, client, leased, config, plan.models, self._file, group, plan.flags)
             try:
                 await self._until_told_to_end()
                 await self._end(core, watch, leased)

@@ -80,6 +80,6 @@ def told_servables(name: str, model: KnownModel) -> tuple[Servable, ...]:
     return tuple(told)
 
 
-def cut(text: str) -> str:
-    """At most MAX_TEXT characters, and a sign that it was more."""
-    return text if len(text) <= MAX_TEXT else text[:MAX_TEXT] + "…"
+def cut(text: str, limit: int = MAX_TEXT) -> str:
+    """At most `limit` characters, and a sign that it was more."""
+    return text if len(text) <= limit else text[:limit] + "…"

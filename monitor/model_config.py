@@ -12,7 +12,7 @@ from google.protobuf import text_format
 
 from monitor.errors import MonitorError
 from monitor.pb import tfs_pb2 as tfs
-from monitor.servables import WatchedModel
+from monitor.servables import Policy, WatchedModel
 
 
 def parse_model_config(text: str) -> tuple[WatchedModel, ...]:
@@ -27,21 +27,24 @@ def parse_model_config(text: str) -> tuple[WatchedModel, ...]:
         raise ValueError(f"not a ModelServerConfig: {error}") from error
     if config.HasField("custom_model_config"):
         raise ValueError("a custom_model_config names no models; name them with --model")
-    return tuple(
-        WatchedModel(model.name, model.base_path, _several(model.model_version_policy))
-        for model in config.model_config_list.config
-    )
+    return tuple(map(read_model, config.model_config_list.config))
 
 
-def _several(policy: tfs.FileSystemStoragePathSourceConfig.ServableVersionPolicy) -> bool:
+def read_model(config: tfs.ModelConfig) -> WatchedModel:
+    """What a monitor has to know of one ModelConfig."""
+    policy, labels = _policy(config.model_version_policy), tuple(sorted(config.version_labels.items()))
+    return WatchedModel(config.name, config.base_path, policy.several, policy, labels)
+
+
+def _policy(policy: tfs.FileSystemStoragePathSourceConfig.ServableVersionPolicy) -> Policy:
     # file_system_storage_path_source.cc: no policy is the latest version; `latest {}` and `num_versions: 0` are 1.
     match policy.WhichOneof("policy_choice"):
         case "all":
-            return True
+            return Policy(latest=0)
         case "specific":
-            return len(set(policy.specific.versions)) > 1
+            return Policy(specific=frozenset(policy.specific.versions))
         case _:
-            return policy.latest.num_versions > 1
+            return Policy(latest=policy.latest.num_versions or 1)
 
 
 class ModelConfigFile:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from monitor.config import MonitorConfig
 from monitor.errors import MonitorError
-from monitor.servables import WatchedModel
+from monitor.servables import Policy, WatchedModel
 from monitor.server_flags import ServerFlags, read_flags
 from registry.addresses import split_address
 
@@ -22,6 +22,8 @@ class Plan:
     rest_port: int
     models: tuple[WatchedModel, ...]
     config_file: Path | None
+    flags: ServerFlags | None = None
+    """The server's own, where its command is known."""
 
 
 def make_plan(config: MonitorConfig, command: Sequence[str], environment: Mapping[str, str]) -> Plan:
@@ -44,7 +46,7 @@ def make_plan(config: MonitorConfig, command: Sequence[str], environment: Mappin
             "no model to watch: name each with --model NAME, or give the server's file with --model-config-file FILE"
         )
     rest_port = config.rest_port or (flags.rest_api_port if flags else 0)
-    return Plan(host, port, rest_port, models, config_file)
+    return Plan(host, port, rest_port, models, config_file, flags)
 
 
 def _models(
@@ -56,7 +58,8 @@ def _models(
         models[name] = WatchedModel(name, base_path)
     if flags and flags.model_base_path and not flags.model_config_file:
         # main.cc: a model named by flags has the default policy, the latest version alone.
-        models[flags.model_name] = WatchedModel(flags.model_name, flags.model_base_path, several_versions=False)
+        policy = Policy(latest=1)
+        models[flags.model_name] = WatchedModel(flags.model_name, flags.model_base_path, policy.several, policy)
     named = environment.get("MODEL_NAME")
     if named and not models and not has_file:
         folder = environment.get("MODEL_BASE_PATH")

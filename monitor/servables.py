@@ -2,9 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from registry.records import Proof, ServableState
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """Which versions of a model are wanted (file_system_storage_path_source.proto): the `specific` ones as far as they
+    are there, or the `latest` so many; 0: all of them."""
+
+    latest: int = 1
+    specific: frozenset[int] | None = None
+
+    def choose(self, versions: Iterable[int]) -> frozenset[int]:
+        """Those of `versions` that are wanted."""
+        if self.specific is not None:
+            return self.specific.intersection(versions)
+        newest = sorted(set(versions), reverse=True)
+        return frozenset(newest[: self.latest or None])
+
+    @property
+    def several(self) -> bool:
+        """Whether it may hold several versions at once."""
+        return self.latest != 1 if self.specific is None else len(self.specific) > 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,12 +34,15 @@ class WatchedModel:
     """A model that the server is believed to hold.
 
     `base_path` is the folder of its version folders as the server names it, empty if unknown. `several_versions` says
-    whether its version policy may hold several versions at once; None: the policy is unknown.
+    whether its version policy may hold several versions at once; None: the policy is unknown. `labels`: each with its
+    version, sorted.
     """
 
     name: str
     base_path: str = ""
     several_versions: bool | None = None
+    policy: Policy | None = None
+    labels: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

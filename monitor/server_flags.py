@@ -16,6 +16,14 @@ from monitor.errors import MonitorError
 IMAGE_ENTRYPOINT = "tf_serving_entrypoint.sh"
 _TEXTS = ("model_name", "model_base_path", "model_config_file")
 _PORTS = ("port", "rest_api_port")
+_NUMBERS = {
+    "file_system_poll_wait_seconds": "poll_wait",
+    "model_config_file_poll_wait_seconds": "config_poll_wait",
+    "max_num_load_retries": "load_retries",
+    "num_load_threads": "load_threads",
+    "load_retry_interval_micros": "load_retry_micros",
+}
+_LABELS = "allow_version_labels_for_unavailable_models"
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +35,12 @@ class ServerFlags:
     model_name: str = "default"
     model_base_path: str = ""
     model_config_file: str = ""
+    poll_wait: int = 1
+    config_poll_wait: int = 0
+    load_retries: int = 5
+    load_retry_micros: int = 60_000_000
+    load_threads: int = 0
+    labels_for_unavailable: bool = False
 
 
 def read_flags(command: Sequence[str], environment: Mapping[str, str]) -> ServerFlags:
@@ -40,9 +54,9 @@ def read_flags(command: Sequence[str], environment: Mapping[str, str]) -> Server
     found: dict[str, str] = {}
     for position, argument in enumerate(arguments):
         name, equals, value = argument.lstrip("-").partition("=")
-        if not argument.startswith("-") or name not in (*_TEXTS, *_PORTS):
+        if not argument.startswith("-") or name not in (*_TEXTS, *_PORTS, *_NUMBERS, _LABELS):
             continue
-        if not equals:
+        if not equals and name != _LABELS:
             value = arguments[position + 1] if position + 1 < len(arguments) else ""
         found[name] = value
     flags = ServerFlags()
@@ -52,7 +66,14 @@ def read_flags(command: Sequence[str], environment: Mapping[str, str]) -> Server
         model_name=found.get("model_name", flags.model_name),
         model_base_path=found.get("model_base_path", ""),
         model_config_file=found.get("model_config_file", ""),
+        labels_for_unavailable=found.get(_LABELS, "false") in ("", "true", "True", "1"),
+        **{field: int(found[flag]) for flag, field in _NUMBERS.items() if _is_number(found.get(flag, ""))},
     )
+
+
+def _is_number(text: str) -> bool:
+    # One that is none is the server's to refuse.
+    return text.isascii() and text.removeprefix("-").isdigit()
 
 
 def _port(flag: str, text: str | None, default: int) -> int:

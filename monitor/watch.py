@@ -16,6 +16,8 @@ from monitor.model_config import ModelConfigFile
 from monitor.poller import StatusPoller
 from monitor.prove import prove
 from monitor.servables import Probe, WatchedModel
+from monitor.server_flags import ServerFlags
+from monitor.trap_watch import TrapWatch
 from registry.keys import Keyspace
 from registry.leased import LeasedKeys
 from registry.records import InstanceRecord, encode_ready
@@ -40,7 +42,9 @@ class Watch:
         models: tuple[WatchedModel, ...],
         file: ModelConfigFile | None,
         group: asyncio.TaskGroup,
+        flags: ServerFlags | None = None,
     ) -> None:
+        """`flags`: the server's, where the monitor started it."""
         self._core = core
         self._client = client
         self._leased = leased
@@ -63,6 +67,7 @@ class Watch:
             deadline=config.poll_deadline,
         )
         self._tasks = [group.create_task(self._schedule_probes(), name="probes")]
+        self._tasks.append(group.create_task(TrapWatch(core, flags, self.publish_soon).run(), name="traps"))
         if file is not None:
             self._tasks.append(group.create_task(self._follow_file(file), name="model config file"))
         self._probes: set[asyncio.Task[None]] = set()

@@ -57,7 +57,7 @@ async def test_a_model_without_a_version_blocks_all_reloads_and_they_are_carried
         saved_models.half_plus_two(tmp_path / "void")
         await reach(server, "void", "1=AVAILABLE")
         # The first is over. The second waits for version 9 of `other`, and the last, which drops all, behind it.
-        blocked = ask(server, timeout=1.5)
+        blocked = ask(server, timeout=1.2)
         assert await asyncio.to_thread(blocked.code) is grpc.StatusCode.DEADLINE_EXCEEDED
         assert states(server, "void") == "1=AVAILABLE"
         saved_models.half_plus_two(tmp_path / "other", 9)

@@ -12,7 +12,7 @@ from monitor.config import MonitorConfig
 from monitor.errors import MonitorError
 from monitor.model_config import ModelConfigFile, parse_model_config
 from monitor.plan import Plan, make_plan
-from monitor.servables import WatchedModel
+from monitor.servables import Policy, WatchedModel
 
 SERVER = "tensorflow_model_server"
 
@@ -32,7 +32,8 @@ def plan(*command: str, env: dict[str, str] | None = None, **config: Any) -> Pla
 )
 def test_the_servers_own_flags(flags: list[str]) -> None:
     found = plan(SERVER, *flags)
-    assert found == Plan("127.0.0.1", 9000, 9001, (WatchedModel("m", "/models/m", several_versions=False),), None)
+    model = WatchedModel("m", "/models/m", several_versions=False, policy=Policy())
+    assert found == Plan("127.0.0.1", 9000, 9001, (model,), None, found.flags)
 
 
 def test_the_servers_defaults() -> None:
@@ -48,7 +49,7 @@ def test_a_server_behind_another_command() -> None:
 def test_the_images_entrypoint_script() -> None:
     found = plan("/usr/bin/tf_serving_entrypoint.sh", env={"MODEL_NAME": "resnet"})
     assert (found.port, found.rest_port) == (8500, 8501)
-    assert found.models == (WatchedModel("resnet", "/models/resnet", several_versions=False),)
+    assert found.models == (WatchedModel("resnet", "/models/resnet", several_versions=False, policy=Policy()),)
     assert plan("/usr/bin/tf_serving_entrypoint.sh", "--port=9000").port == 9000
 
 
@@ -100,21 +101,44 @@ def test_a_value_that_cannot_be_is_named(field: str, value: Any, message: str) -
 
 
 POLICIES = {
-    "": False,
-    "model_version_policy { latest {} }": False,
-    "model_version_policy { latest { num_versions: 0 } }": False,
-    "model_version_policy { latest { num_versions: 2 } }": True,
-    "model_version_policy { all {} }": True,
-    "model_version_policy { specific { versions: 3 } }": False,
-    "model_version_policy { specific { versions: 3 versions: 3 } }": False,
-    "model_version_policy { specific { versions: 3 versions: 4 } }": True,
+    "": (False, Policy()),
+    "model_version_policy { latest {} }": (False, Policy(1)),
+    "model_version_policy { latest { num_versions: 0 } }": (False, Policy(1)),
+    "model_version_policy { latest { num_versions: 2 } }": (True, Policy(2)),
+    "model_version_policy { all {} }": (True, Policy(0)),
+    "model_version_policy { specific { versions: 3 } }": (False, Policy(specific=frozenset({3}))),
+    "model_version_policy { specific { versions: 3 versions: 3 } }": (False, Policy(specific=frozenset({3}))),
+    "model_version_policy { specific { versions: 3 versions: 4 } }": (True, Policy(specific=frozenset({3, 4}))),
 }
 
 
-@pytest.mark.parametrize(("policy", "several"), POLICIES.items())
-def test_the_version_policy(policy: str, several: bool) -> None:
+@pytest.mark.parametrize(("policy", "meant"), POLICIES.items())
+def test_the_version_policy(policy: str, meant: tuple[bool, Policy]) -> None:
     text = f"model_config_list {{ config {{ name: 'm' base_path: '/m' model_platform: 'tensorflow' {policy} }} }}"
-    assert parse_model_config(text) == (WatchedModel("m", "/m", several_versions=several),)
+    assert parse_model_config(text) == (WatchedModel("m", "/m", *meant),)
+
+
+def test_the_labels_in_the_config_file() -> None:
+    labels = "version_labels { key: 'stable' value: 1 } version_labels { key: 'canary' value: 2 }"
+    (model,) = parse_model_config(f"model_config_list {{ config {{ name: 'm' {labels} }} }}")
+    assert model.labels == (("canary", 2), ("stable", 1))
+
+
+def test_flags_that_say_how_the_server_loads() -> None:
+    flags = ["--max_num_load_retries=0", "--load_retry_interval_micros", "500000", "--num_load_threads=4"]
+    more = [
+        "--allow_version_labels_for_unavailable_models",
+        "--file_system_poll_wait_seconds=-1",
+        "--model_base_path=/",
+    ]
+    found = plan(SERVER, *flags, *more).flags
+    assert found is not None
+    assert (found.load_retries, found.load_retry_micros, found.load_threads) == (0, 500_000, 4)
+    assert (found.labels_for_unavailable, found.poll_wait, found.config_poll_wait) == (True, -1, 0)
+    found = plan(SERVER, "--model_base_path=/", "--max_num_load_retries=many").flags
+    assert found is not None
+    assert (found.load_retries, found.labels_for_unavailable) == (5, False)
+    assert plan(target="tfs:8500", model=("m",)).flags is None
 
 
 def test_a_config_file_with_fields_that_only_the_server_knows() -> None:

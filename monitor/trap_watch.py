@@ -1,0 +1,70 @@
+"""Looks for traps once a second (less often with many models) and tells the core. Invariant: a look at the disk runs in a thread that nobody waits
+for, so a dead network file system ends the looks at the disk and nothing else, not even the monitor's own end."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Mapping
+
+from monitor.core import MonitorCore
+from monitor.disk import Look, look
+from monitor.servables import Policy
+from monitor.server_flags import ServerFlags
+from monitor.traps import Limits, Traps
+
+INTERVAL, PER_MODEL = 1.0, 0.002
+LOOK_INTERVAL, LOOK_PER_MODEL = 2.0, 0.01
+"""Seconds, and seconds for each model: 1,000 of them cost 8 ms each time, and a look at the disk more."""
+
+
+class TrapWatch:
+    """Runs as `run` inside the caller's task group. `seen` is called when the core has something new to say."""
+
+    def __init__(self, core: MonitorCore, flags: ServerFlags | None, seen: Callable[[], None]) -> None:
+        self._core = core
+        self._seen = seen
+        owned = flags is not None
+        self._traps = Traps(core.instance, flags, Limits.of(flags or ServerFlags()), owned=owned)
+        self._looks: Mapping[str, Look] = {}
+        self._looking: asyncio.Future[Mapping[str, Look]] | None = None
+        self._next_look = 0.0
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        clock = asyncio.get_running_loop().time
+        while True:
+            self._step(clock())
+            await asyncio.sleep(max(INTERVAL, PER_MODEL * len(self._core.models)))
+
+    def _step(self, now: float) -> None:
+        if self._core.draining:
+            return
+        answers = self._core.answers()
+        paths = {model.base_path: model.policy for model in answers if model.base_path}
+        if self._looking is not None and self._looking.done():
+            self._looks, self._looking = self._looking.result(), None
+            self._next_look = now + max(LOOK_INTERVAL, LOOK_PER_MODEL * len(paths))
+        if self._looking is None and now >= self._next_look:
+            self._looking = _look_at(paths)
+        self._core.report("traps", self._traps.conditions(answers, self._looks, now))
+        self._seen()
+
+
+def _look_at(paths: Mapping[str, Policy | None]) -> asyncio.Future[Mapping[str, Look]]:
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[Mapping[str, Look]] = loop.create_future()
+
+    def finish(looks: Mapping[str, Look]) -> None:
+        if not done.done():
+            done.set_result(looks)
+
+    def work() -> None:
+        looks = {path: look(path, policy) for path, policy in paths.items()}
+        try:
+            loop.call_soon_threadsafe(finish, looks)
+        except RuntimeError:
+            return  # the loop has ended meanwhile, and with it the monitor
+
+    threading.Thread(target=work, name="disk", daemon=True).start()
+    return done
