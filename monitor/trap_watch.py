@@ -1,5 +1,8 @@
-"""Looks for traps once a second (less often with many models) and tells the core. Invariant: a look at the disk runs in a thread that nobody waits
-for, so a dead network file system ends the looks at the disk and nothing else, not even the monitor's own end."""
+"""Looks for traps once a second (less often with many models) and tells the core.
+
+Invariant: a look at the disk runs in a thread that nobody waits for, so a dead network file system ends the looks at
+the disk and nothing else, not even the monitor's own end.
+"""
 
 from __future__ import annotations
 
