@@ -105,7 +105,7 @@ class Catalog:
                 keys = map(self._keyspace.parse, chain(puts, deletes))
                 if relisted or not all(isinstance(key, PlaneKey | NodesKey | DrainKey) for key in keys):
                     self.revision = revision
-                touched = self._take(puts, deletes, now, relisted=relisted)
+                touched = self._take(puts, deletes, now)
         return self._rebuild(touched)
 
     def expire(self, now: float) -> frozenset[str]:
@@ -127,9 +127,7 @@ class Catalog:
         """When to call `expire` next; None if nothing is in doubt."""
         return self._suspects.next_deadline(now)
 
-    def _take(
-        self, puts: Mapping[str, bytes], deletes: Iterable[str], now: float, *, relisted: bool = False
-    ) -> set[str]:
+    def _take(self, puts: Mapping[str, bytes], deletes: Iterable[str], now: float) -> set[str]:
         touched: set[str] = set()
         removed: list[ReadyKey] = []
         for raw in deletes:
@@ -148,7 +146,7 @@ class Catalog:
                     touched.add(key.model)
         # Judged last: whether the instance's own key went with it tells a lost lease from the monitor's own word.
         for key in removed:
-            self._remove(key, now, relisted=relisted)
+            self._remove(key, now)
             touched.add(key.model)
         return touched
 
@@ -165,14 +163,13 @@ class Catalog:
         if record.state is ReadyState.DRAINING:
             self._draining.setdefault(key.instance, {})[key] = _address(record)
 
-    def _remove(self, key: ReadyKey, now: float, *, relisted: bool) -> None:
+    def _remove(self, key: ReadyKey, now: float) -> None:
         record = self._records[key.model].get((key.version, key.instance))
         if record is None:
             return
-        # To go while draining is the normal end. But where etcd was wiped nobody ended anything, and an endpoint that
-        # Envoy is told to drop is left out of its load reports, requests in flight or not.
-        unwanted = record.state in _IN_USE or (record.state is ReadyState.DRAINING and relisted)
-        if unwanted and key.instance not in self._instances:
+        # One that drains too: its monitor's own word would have come before the instance's key went. An endpoint that
+        # Envoy is told to drop is left out of its load reports, requests in flight or not, and its server is stopped.
+        if record.state is not ReadyState.LOADING and key.instance not in self._instances:
             log.warning("model %s version %d on %s: lease lost, used on under suspicion", *_names(key))
             self._suspect_keys[key.instance].add(key)
             self._suspects.lost(key.instance, now)

@@ -208,6 +208,14 @@ class MonitorCore:
         self._patient = False
         self._lose(reason)
 
+    def left(self) -> None:
+        """Its drain is over and nothing is to be asked of it any more. Its keys go while the instance's own stays, for
+        together they would seem to have been lost with the lease."""
+        for name, model in self._models.items():
+            model.versions.clear()
+            self._dirty.add(name)
+        self.touched = True
+
     def drain(self) -> bool:
         """No new requests from now on: every READY key becomes DRAINING, the rest goes. False: nothing was READY."""
         self._draining, self._state, self._trouble = True, InstanceState.DRAINING, ""

@@ -133,15 +133,21 @@ class InstanceMonitor:
             log.error("instance %s: %s", core.instance, self._end_reason)
             watch.stop()
             core.ended(self._end_reason)
-            watch.publish()
-            try:
-                async with asyncio.timeout(_LAST_WORD):
-                    await leased.flush()
-            except TimeoutError:
-                log.warning("instance %s: etcd could not be told; its keys expire by themselves", core.instance)
+            await self._last_word(core, watch, leased)
         else:
             await self._drain(core, watch, leased)
-        await self._stop()
+            await self._stop()
+            watch.stop()
+            core.left()
+            await self._last_word(core, watch, leased)
+
+    async def _last_word(self, core: MonitorCore, watch: Watch, leased: LeasedKeys) -> None:
+        watch.publish()
+        try:
+            async with asyncio.timeout(_LAST_WORD):
+                await leased.flush()
+        except TimeoutError:
+            log.warning("instance %s: etcd could not be told; its keys expire by themselves", core.instance)
 
     async def _stop(self) -> None:
         if self._stop_server is not None and not self._ended.is_set():

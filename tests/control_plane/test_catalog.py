@@ -128,7 +128,7 @@ def test_draining_endpoints_stay_listed_and_do_not_vote() -> None:
     assert registry.model().served == 1
     assert [endpoint.health for endpoint in registry.model().endpoints(2)] == [Health.DRAINING]
     assert set(registry.catalog.draining) == {"b"}
-    registry.delete(ready("m", 2, "b"), instance("b"))
+    registry.delete(ready("m", 2, "b"))
     assert registry.catalog.draining == {}
     assert [version for version, _ in registry.model().versions] == [1]
 
@@ -201,11 +201,27 @@ def test_what_an_instance_does_not_register_again_is_dropped_though_it_is_the_la
     assert registry.catalog.suspects == frozenset()
 
 
-def test_a_draining_instance_that_loses_its_lease_has_said_goodbye() -> None:
+def test_a_draining_instance_that_loses_its_lease_drains_on() -> None:
+    registry = Registry(SuspectPolicy(grace=10))
+    draining = (instance("a"), ready("m", 1, "a", DRAINING))
+    registry.put(*draining)
+    before = registry.model()
+    assert registry.delete(*draining, now=0) == frozenset()
+    assert registry.model() == before
+    assert set(registry.catalog.draining) == {"a"}
+    assert registry.put(*draining, now=5) == frozenset()
+    registry.delete(*draining, now=20)
+    assert registry.catalog.expire(29.9) == frozenset()
+    assert registry.catalog.expire(30) == {"m"}
+
+
+def test_a_draining_instance_whose_monitor_says_that_it_has_ended_goes_at_once() -> None:
     registry = Registry()
     registry.put(instance("a"), ready("m", 1, "a", DRAINING))
-    registry.delete(instance("a"), ready("m", 1, "a"))
+    registry.delete(ready("m", 1, "a"))
     assert "m" not in registry.catalog.models
+    assert registry.catalog.draining == {}
+    assert registry.catalog.suspects == frozenset()
 
 
 def test_what_drains_stays_through_a_wipe_of_etcd_because_envoy_must_go_on_reporting_it() -> None:
