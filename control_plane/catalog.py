@@ -17,7 +17,7 @@ from types import MappingProxyType
 from control_plane.model import Endpoint, Health, Model
 from control_plane.suspects import SuspectPolicy, Suspects
 from registry.follow import Changes, Connection, Snapshot
-from registry.keys import DrainKey, InstanceKey, Keyspace, NodesKey, PlaneKey, ReadyKey
+from registry.keys import ClaimKey, DrainKey, InstanceKey, Keyspace, NodesKey, PlaneKey, ReadyKey
 from registry.records import ReadyRecord, ReadyState, RecordError, decode_ready
 
 log = logging.getLogger(__name__)
@@ -60,7 +60,8 @@ class Catalog:
         self.revision = 0
         """The newest registry revision with a consequence for this picture; 0 before the first snapshot. The replicas'
         own keys have none, unless they came in a new list: else writing `converged_revision` would make a new revision
-        to converge on, without end. Nor have what operators want drained, for it is monitors that drain."""
+        to converge on, without end. Nor have what operators want drained and which monitor
+        has claimed an instance, for it is monitors that act on them."""
 
     @property
     def models(self) -> Mapping[str, Model]:
@@ -103,7 +104,7 @@ class Catalog:
             case Changes(revision=revision, puts=puts, deletes=deletes, relisted=relisted):
                 # A wiped etcd counts from the beginning again, even if the fleet has registered just as it was.
                 keys = map(self._keyspace.parse, chain(puts, deletes))
-                if relisted or not all(isinstance(key, PlaneKey | NodesKey | DrainKey) for key in keys):
+                if relisted or not all(isinstance(key, PlaneKey | NodesKey | DrainKey | ClaimKey) for key in keys):
                     self.revision = revision
                 touched = self._take(puts, deletes, now)
         return self._rebuild(touched)

@@ -59,7 +59,14 @@ class DrainKey:
     instance: str
 
 
-Key: TypeAlias = InstanceKey | ReadyKey | PolicyKey | PlaneKey | NodesKey | DrainKey
+@dataclass(frozen=True, slots=True)
+class ClaimKey:
+    """`claims/<instance>`: which monitor may write the keys of one instance."""
+
+    instance: str
+
+
+Key: TypeAlias = InstanceKey | ReadyKey | PolicyKey | PlaneKey | NodesKey | DrainKey | ClaimKey
 
 
 def encode_name(name: str) -> str:
@@ -116,6 +123,11 @@ class Keyspace:
         """The prefix of what operators want drained."""
         return f"{self.prefix}drains/"
 
+    @property
+    def claims(self) -> str:
+        """The prefix of the monitors' claims."""
+        return f"{self.prefix}claims/"
+
     def make(self, key: Key) -> str:
         """Spell a key out, prefix included."""
         match key:
@@ -131,6 +143,8 @@ class Keyspace:
                 return f"{self.planes}{encode_name(replica)}/nodes"
             case DrainKey(instance):
                 return self.drains + encode_name(instance)
+            case ClaimKey(instance):
+                return self.claims + encode_name(instance)
 
     def parse(self, raw: str) -> Key | None:
         """Read a key back; None for one that is not ours (somebody else's key, or a newer modelplane's kind)."""
@@ -149,5 +163,7 @@ class Keyspace:
                 return NodesKey(unquote(replica))
             case ["drains", instance] if instance:
                 return DrainKey(unquote(instance))
+            case ["claims", instance] if instance:
+                return ClaimKey(unquote(instance))
             case _:
                 return None

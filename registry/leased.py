@@ -1,5 +1,6 @@
 """All keys of one writer on one lease. Invariant: what was set is in etcd, or on its way there, for ever: a lost lease,
-a wiped or restored etcd, or a long sleep of this process is mended within one TTL of etcd's return.
+a wiped or restored etcd, or a long sleep of this process is mended within one TTL of etcd's return. With a claimant
+that holds only as long as no newer writer has claimed the same keys, and those of a newer one are never touched.
 
 The decisions are LeaseMachine's; here they are carried out, one at a time.
 """
@@ -9,8 +10,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 
+from registry.claims import Claim, Claimant, ReadClaim, SupersededError, TakeClaim
 from registry.etcd import (
     Compare,
     DeadlineExceeded,
@@ -21,11 +23,13 @@ from registry.etcd import (
     KeyValue,
     LeaseNotFound,
     Operation,
+    Outcome,
     Put,
     Target,
+    absent,
 )
 from registry.lease_machine import Action, Audit, Grant, Idle, LeaseMachine, Renew, SpotCheck, Write
-from registry.transactions import MAX_OPERATIONS
+from registry.transactions import MAX_OPERATIONS, split
 
 log = logging.getLogger(__name__)
 
@@ -36,12 +40,22 @@ _CLOSE_TIMEOUT = 3.0
 class LeasedKeys:
     """Keys that live as long as this process says so. `set` and `flush` from the event loop's thread only."""
 
-    def __init__(self, client: EtcdClient, ttl: float) -> None:
-        """`ttl`: seconds that the keys outlive their writer; etcd rounds up to whole ones, at least 2."""
+    def __init__(
+        self,
+        client: EtcdClient,
+        ttl: float,
+        claimant: Claimant | None = None,
+        refresh: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        """`ttl`: seconds that the keys outlive their writer; etcd rounds up to whole ones, at least 2. `refresh` is
+        awaited before everything is written again on a new lease, for this process may have slept through the old one's
+        end: it returns when what was set is known to be true still."""
         if ttl <= 0:
             raise ValueError(f"ttl: {ttl} s is not a lease; give at least 1")
         self._client = client
-        self._machine = LeaseMachine(ttl)
+        self._machine = LeaseMachine(ttl, claimant)
+        self._claimant = claimant
+        self._refresh = refresh
         self._patience = self._timeout = min(client.config.timeout, max(_SHORTEST_TIMEOUT, ttl / 3))
         self._wanted = asyncio.Event()
         self._moved = asyncio.Event()
@@ -62,6 +76,22 @@ class LeasedKeys:
         """Whether the lease is alive as far as we can know; false before `run` got one."""
         return self._machine.held(time.monotonic())
 
+    @property
+    def superseded_by(self) -> Claim | None:
+        """The claim of the newer writer because of which this one has stopped for good; None: it goes on."""
+        return self._claimant.superseded_by if self._claimant is not None else None
+
+    async def claimed(self) -> None:
+        """Wait until the claim is held for the first time: nobody older writes from then on. Raises SupersededError."""
+        while self._claimant is not None and not self._claimant.claim.generation:
+            await self._next_move()
+
+    async def superseded(self) -> Claim:
+        """Wait until a newer writer is known to have claimed the keys; its claim."""
+        while (by := self.superseded_by) is None:
+            await self._moved.wait()
+        return by
+
     def set(self, changes: Mapping[str, bytes | None]) -> None:
         """Change the desired keys: bytes puts, None deletes. Those of one call go out in one transaction, if etcd's
         limits (128 operations, 1.5 MB) allow. Raises ValueError for a value that etcd can't take."""
@@ -72,14 +102,19 @@ class LeasedKeys:
         """Wait until all that was set so far is in etcd; a revision at which all of it was. 0: nothing was ever set.
 
         Waits as long as etcd is away: bound it by `asyncio.timeout`. Needs `run` to be running. Raises RuntimeError
-        after `close`.
+        after `close`, SupersededError once a newer writer is known to have claimed the keys.
         """
         number = self._machine.number
         while not self._machine.settled(number):
-            if self._closed:
-                raise RuntimeError("flush after close: what was not written by then never will be")
-            await self._moved.wait()
+            await self._next_move()
         return self._machine.revision
+
+    async def _next_move(self) -> None:
+        if self._closed:
+            raise RuntimeError("flush after close: what was not written by then never will be")
+        if (by := self.superseded_by) is not None:
+            raise SupersededError(by)
+        await self._moved.wait()
 
     async def run(self) -> None:
         """Make etcd hold the desired keys, until cancelled. etcd's troubles are logged and tried again."""
@@ -88,6 +123,8 @@ class LeasedKeys:
             if isinstance(action, Idle):
                 await self._wait(action.until)
                 continue
+            if isinstance(action, Grant) and self._granted and self._refresh is not None:
+                await self._refresh()
             async with self._acting:
                 if not self._closed:
                     await self._perform(action)
@@ -96,17 +133,36 @@ class LeasedKeys:
 
     async def close(self) -> None:
         """Revoke the lease, so that the keys vanish at once. Bounded; if etcd is away they expire by themselves.
-        Nothing is written afterwards."""
+        Nothing is written afterwards. Where a newer writer has claimed the keys they are left to it."""
         self._closed = True
         self._wanted.set()
         self._moved.set()
         try:
             async with asyncio.timeout(_CLOSE_TIMEOUT), self._acting:
                 lease = self._machine.lease
-                if lease is not None:
+                if lease is not None and await self._withdrawn():
                     await self._client.revoke(lease, timeout=_CLOSE_TIMEOUT)
         except (EtcdError, TimeoutError) as error:
             log.warning("lease not revoked, its keys expire by themselves: %s", error or "etcd did not answer")
+
+    async def _withdrawn(self) -> bool:
+        """Delete the keys as long as the claim is ours, and the claim with the last of them: a revoked lease would take
+        those along that a newer writer has not yet written again. Whether nothing on the lease is another's."""
+        if self._claimant is None:
+            return True
+        claim, held = self._claimant.key, self._compares()
+        for group in split(dict.fromkeys([*sorted(self._machine.keys), claim])):
+            deletions = [Delete(key) for key in group]
+            outcome = await self._client.transact(held, deletions, [Get(claim)], timeout=_CLOSE_TIMEOUT)
+            if not outcome.succeeded:
+                # Without any claim there is nobody else, and what is left was brought back by a backup.
+                return not outcome.results[0].entries
+        return True
+
+    def _compares(self) -> list[Compare]:
+        """What has to hold of the claim for anything to be written."""
+        claimant = self._claimant
+        return [Compare(claimant.key, Target.VALUE, claimant.value)] if claimant is not None else []
 
     async def _wait(self, until: float | None) -> None:
         try:
@@ -147,12 +203,18 @@ class LeasedKeys:
                 self._regranted_at, self._granted = (sent if self._granted else None), True
             case Renew(lease):
                 machine.renewed(sent, await self._client.keep_alive(lease, timeout=self._timeout))
+            case ReadClaim() | TakeClaim():
+                await self._claim(action)
             case Write(lease, changes):
                 operations = [_operation(key, value, lease) for key, value in changes.items()]
-                outcome = await self._client.transact((), operations, timeout=self._timeout)
-                effective = any(value is not None for value in changes.values())
-                effective = effective or any(result.deleted for result in outcome.results)
-                machine.written(action, outcome.header, effective=effective)
+                otherwise = [Get(self._claimant.key)] if self._claimant is not None else []
+                outcome = await self._client.transact(self._compares(), operations, otherwise, timeout=self._timeout)
+                if outcome.succeeded:
+                    effective = any(value is not None for value in changes.values())
+                    effective = effective or any(result.deleted for result in outcome.results)
+                    machine.written(action, outcome.header, effective=effective)
+                else:
+                    self._claim_found(outcome)
             case Audit(lease, keys):
                 revision, found = await self._read(keys)
                 attached = (await self._client.time_to_live(lease, timeout=self._timeout)).keys
@@ -162,8 +224,38 @@ class LeasedKeys:
             case SpotCheck(lease, expected):
                 compares = [Compare(key, Target.VALUE, value) for key, value in expected.items()]
                 compares += [Compare(key, Target.LEASE, lease) for key in expected]
+                if self._claimant is not None:
+                    compares += [*self._compares(), Compare(self._claimant.key, Target.LEASE, lease)]
                 outcome = await self._client.transact(compares, (), timeout=self._timeout)
                 machine.looked(action, good=outcome.succeeded)
+
+    async def _claim(self, action: ReadClaim | TakeClaim) -> None:
+        read = [Get(action.key)]
+        match action:
+            case ReadClaim():
+                self._claim_found(await self._client.transact((), read, timeout=self._timeout))
+            case TakeClaim(lease, key, expected, value):
+                same = absent(key) if expected is None else Compare(key, Target.VALUE, expected)
+                outcome = await self._client.transact([same], [Put(key, value, lease)], read, timeout=self._timeout)
+                if outcome.succeeded:
+                    self._machine.claim_taken(action, outcome.header)
+                else:
+                    self._claim_found(outcome)
+
+    def _claim_found(self, outcome: Outcome) -> None:
+        claimant = self._claimant
+        assert claimant is not None
+        entry = next(iter(outcome.results[0].entries), None)
+        before, known = claimant.rival, claimant.claim.generation
+        self._machine.claim_found(entry, outcome.revision, outcome.header, time.monotonic())
+        if (by := claimant.superseded_by) is not None:
+            log.error("%s: superseded by %s, whose claim still stands", claimant.key, by)
+        elif claimant.rival is not None and claimant.rival != before:
+            log.warning("%s: claimed by %s, which is newer; writing nothing more", claimant.key, claimant.rival)
+        elif before is not None and claimant.rival is None:
+            log.warning("%s: the claim of %s has gone; going on", claimant.key, before)
+        elif known and entry is None:
+            log.info("%s: the claim is gone, as with a lost lease or a wiped etcd; claiming again", claimant.key)
 
     async def _read(self, keys: Collection[str]) -> tuple[int, list[KeyValue]]:
         """These keys, as far as they exist, and the store's revision when the first of them was read."""

@@ -9,7 +9,7 @@ from google.protobuf import json_format
 from hypothesis import given
 from hypothesis import strategies as st
 
-from registry.keys import DrainKey, InstanceKey, Keyspace, NodesKey, PlaneKey, PolicyKey, ReadyKey
+from registry.keys import ClaimKey, DrainKey, InstanceKey, Keyspace, NodesKey, PlaneKey, PolicyKey, ReadyKey
 from registry.pb import records_pb2
 from registry.records import (
     Condition,
@@ -92,6 +92,7 @@ def test_every_name_survives_its_key(model: str, version: int, instance: str, pr
     planes = PlaneKey(instance), NodesKey(instance)
     for key in (
         *(InstanceKey(instance), ReadyKey(model, version, instance), PolicyKey(model), DrainKey(instance)),
+        ClaimKey(instance),
         *planes,
     ):
         spelled = space.make(key)
