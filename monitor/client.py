@@ -13,7 +13,7 @@ from typing import TypeAlias, cast
 
 import grpc
 import grpc.aio
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import DecodeError
 
 from monitor.pb import tfs_pb2 as tfs
 from monitor.servables import PollFailure, VersionStatus
@@ -91,7 +91,7 @@ class ServerClient:
     async def signatures(self, model: str, version: int, timeout: float) -> dict[str, tfs.SignatureDef]:
         """GetModelMetadata's signature_def. Raises CallError."""
         request = tfs.GetModelMetadataRequest(model_spec=model_spec(model, version), metadata_field=["signature_def"])
-        raw = await self.call(_METADATA, request, timeout)
+        raw = await self.call(_METADATA, request.SerializeToString(), timeout)
         try:
             metadata = tfs.GetModelMetadataResponse.FromString(raw).metadata
             # Read whatever type URL it came under: the official one has another package name than our copy.
@@ -99,10 +99,10 @@ class ServerClient:
         except DecodeError as error:
             raise CallError(grpc.StatusCode.INTERNAL, f"the metadata can't be read: {error}") from error
 
-    async def call(self, method: str, request: Message, timeout: float) -> bytes:
-        """Any unary call; its answer as bytes. Raises CallError."""
+    async def call(self, method: str, request: bytes, timeout: float) -> bytes:
+        """Any unary call, in and out as bytes. Raises CallError."""
         try:
-            return await self._method(method)(request.SerializeToString(), timeout=timeout)
+            return await self._method(method)(request, timeout=timeout)
         except grpc.aio.AioRpcError as error:
             raise _call_error(error) from None
 

@@ -94,6 +94,18 @@ class MonitorConfig:
             "metavar": "SECONDS",
         },
     )
+    reprove_interval: float = field(
+        default=10.0,
+        metadata={
+            "help": "pause between two Predicts that see whether a ready version still answers; longer for slow ones, "
+            "and with many, see --reprove-rate",
+            "metavar": "SECONDS",
+        },
+    )
+    reprove_rate: float = field(
+        default=2.0,
+        metadata={"help": "at most this many of these a second, for all versions together", "metavar": "CALLS"},
+    )
     drain_deadline: float = field(
         default=30.0,
         metadata={
@@ -131,6 +143,8 @@ class MonitorConfig:
             "poll_rate": 1.0,
             "poll_deadline": 0.01,
             "probe_deadline": 0.01,
+            "reprove_interval": 0.1,
+            "reprove_rate": 0.01,
             "drain_deadline": 0.0,
             "stop_grace": 0.0,
         }.items():

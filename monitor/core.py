@@ -9,7 +9,8 @@ is a new load and has to be proved again; END stays listed for the life of the s
 
     START, LOADING              -> key LOADING (announced: the model is known, this is no endpoint)
     AVAILABLE, not yet proved   -> key LOADING, probe
-    AVAILABLE, proved/trusted   -> key READY
+    AVAILABLE, proved/trusted   -> key READY, and probed again now and then
+    AVAILABLE, fails by now     -> key FAILING: an endpoint only where there is no better one (proof_course.py)
     AVAILABLE, probe failed     -> key LOADING still: known, but no endpoint; probed again, for a model can recover
     UNLOADING, END, not listed  -> no key, at once
 
@@ -26,18 +27,18 @@ restart, so what is READY is probed again after it, and stays READY meanwhile.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from itertools import chain
 
-from monitor.known import KnownModel, KnownVersion, bridges_a_swap, cut, told_servables
+from monitor.known import KnownModel, KnownVersion, bridges_a_swap, cut, told_hang, told_proof, told_servables
+from monitor.proof_course import Course, ReproofPolicy, Reproofs, Standing
 from monitor.servables import Outcome, PollFailure, Probe, VersionStatus, WatchedModel
 from registry.keys import InstanceKey, Key, ReadyKey
 from registry.records import (
     Condition,
     InstanceRecord,
     InstanceState,
-    Proof,
     ReadyRecord,
     ReadyState,
     ServableState,
@@ -46,9 +47,6 @@ from registry.records import (
 log = logging.getLogger(__name__)
 
 FAILURES = 3
-FIRST_RETRY, LAST_RETRY = 0.5, 30.0
-SWAP = 2.0
-"""Seconds for which two versions are both AVAILABLE at most while a server swaps them (its tick is 0.1 s)."""
 _RANK = {state: rank for rank, state in enumerate(ServableState)}
 _ANNOUNCED = (ServableState.START, ServableState.LOADING)
 
@@ -59,6 +57,7 @@ class Timing:
 
     poll_interval: float = 0.1
     slow_for: float = 4.0
+    reproof: ReproofPolicy = field(default_factory=ReproofPolicy)
 
 
 class MonitorCore:
@@ -85,6 +84,8 @@ class MonitorCore:
         self._trouble = "no answer from the server yet"
         self._notice = ""
         self._conditions: dict[str, tuple[Condition, ...]] = {}
+        self._reproofs = Reproofs(self._timing.reproof)
+        self._hung = False
         self._failures = 0
         self._failing_since = 0.0
         self._cut_off = False
@@ -147,7 +148,9 @@ class MonitorCore:
         if model is None:
             return
         model.failures = 0
-        self._watch_for_several(model, versions, now)
+        if model.shows_several(versions, now):
+            self.touched = True
+            self._dirty.add(name)
         if versions == model.answer:
             return
         self.touched, model.answer = True, versions
@@ -155,7 +158,7 @@ class MonitorCore:
         model.trouble = "" if listed else "the server knows no version of it"
         for version in model.versions.keys() - listed.keys():
             self._say(name, version, "gone from the server's list")
-            del model.versions[version]
+            self._reproofs.forget((name, version, model.versions.pop(version).incarnation))
         for status in listed.values():
             self._observe(model, status, now)
         self._dirty.add(name)
@@ -187,21 +190,16 @@ class MonitorCore:
         version = model.versions.get(probe.version) if model else None
         if model is None or version is None or version.incarnation != probe.incarnation:
             return
-        self.touched, version.probing = True, False
         if version.state is not ServableState.AVAILABLE or self.draining:
             return
-        good = outcome.proof is not Proof.FAILED
-        if (version.proof, version.detail, version.ready) != (outcome.proof, outcome.detail, good):
-            level = logging.INFO if good else logging.ERROR
-            word = "ready" if good else "AVAILABLE, but it does not answer; not registered"
-            self._say(probe.model.name, probe.version, f"{word} ({outcome.proof}: {outcome.detail})", level)
-        version.proof, version.detail, version.ready = outcome.proof, outcome.detail, good
-        if good:
-            version.attempts = 0
-        else:
-            version.probe_at = now + min(FIRST_RETRY * 2.0**version.attempts, LAST_RETRY)
-            version.attempts += 1
-        self._dirty.add(probe.model.name)
+        course = version.course
+        before = (course.standing, course.proof, course.detail)
+        self._reproofs.ended((probe.model.name, probe.version, probe.incarnation), course, outcome, now)
+        if (course.standing, course.proof, course.detail) != before:
+            self.touched = True
+            self._dirty.add(probe.model.name)
+            self._say(probe.model.name, probe.version, *told_proof(before[0], course))
+        self._look_for_hang()
 
     def ended(self, reason: str) -> None:
         """The server's process is known to have ended: no waiting for failed calls."""
@@ -224,7 +222,7 @@ class MonitorCore:
         for model in self._models.values():
             for version in model.versions.values():
                 # It bridges a swap that this monitor won't see the end of, and Envoy sends to it all the same.
-                version.ready = version.ready or bridges_a_swap(model, version)
+                version.kept = bridges_a_swap(model, version)
         return any(version.ready for model in self._models.values() for version in model.versions.values())
 
     # --- decisions ----------------------------------------------------------------------------------------------
@@ -233,27 +231,26 @@ class MonitorCore:
         """The probes to start now; each is given out once and answered by `probed`."""
         if self.draining:
             return ()
-        probes = []
-        for model in self._models.values():
-            for number, version in model.versions.items():
-                if version.probe_at is not None and version.probe_at <= now and not version.probing:
-                    version.probing, version.probe_at = True, None
-                    probes.append(Probe(model.watched, number, version.incarnation))
-        return tuple(probes)
+        return tuple(
+            Probe(
+                self._models[name].watched,
+                number,
+                incarnation,
+                course.question,
+                course.patience(self._timing.reproof) if course.question else None,
+            )
+            for name, number, incarnation in self._reproofs.begin(self._courses(), now)
+            for course in [self._models[name].versions[number].course]
+        )
 
     def next_due(self) -> float | None:
         """When `due` next has something; None: not before the next observation."""
-        times = (
-            version.probe_at
-            for model in self._models.values()
-            for version in model.versions.values()
-            if version.probe_at is not None and not version.probing
-        )
-        return None if self.draining else min(times, default=None)
+        return None if self.draining else self._reproofs.next_time(self._courses())
 
     def changes(self) -> Mapping[Key, ReadyRecord | InstanceRecord | None]:
         """What has changed since the last call, for one transaction; None: the key goes. All of it together is what
         the instance's keys shall be."""
+        self._look_for_hang()
         self.touched = False
         changes: dict[Key, ReadyRecord | InstanceRecord | None] = dict.fromkeys(sorted(self._dropped, key=str))
         self._dropped.clear()
@@ -273,19 +270,6 @@ class MonitorCore:
 
     # --- inside -------------------------------------------------------------------------------------------------
 
-    def _watch_for_several(self, model: KnownModel, versions: tuple[VersionStatus, ...], now: float) -> None:
-        """Find out whether a server whose policy is unknown keeps several versions: not from the moment in which one
-        that keeps a single version swaps."""
-        if model.watched.several_versions is not None or model.seen_several:
-            return
-        if sum(status.state is ServableState.AVAILABLE for status in versions) < 2:
-            model.several_since = None
-        elif model.several_since is None:
-            model.several_since = now
-        elif now - model.several_since >= SWAP:
-            model.seen_several = self.touched = True
-            self._dirty.add(model.watched.name)
-
     def _observe(self, model: KnownModel, status: VersionStatus, now: float) -> None:
         name, number = model.watched.name, status.version
         known = model.versions.get(number)
@@ -299,12 +283,11 @@ class MonitorCore:
             entered = status.state is not known.state
             known.state, known.error = status.state, status.error
         if entered and status.state is ServableState.AVAILABLE:
-            known.probe_at = now
+            known.course.loaded(now)
         elif status.state is not ServableState.AVAILABLE:
             known.was_ready = known.was_ready or known.ready
-            known.ready, known.probe_at = False, None
-            if known.state is ServableState.END:
-                known.proof, known.detail = Proof.PENDING, ""
+            known.course.unloaded(forget=known.state is ServableState.END)
+            self._reproofs.forget((name, number, known.incarnation))
         told = f"{status.state}: {status.error}" if status.error else str(status.state)
         self._say(name, number, told, logging.ERROR if status.error else logging.INFO)
 
@@ -316,8 +299,7 @@ class MonitorCore:
             self.touched = True
             for model in self._models.values():
                 for version in model.versions.values():
-                    if version.ready:
-                        version.probe_at = now
+                    version.course.connection_lost(now)
         self._failures, self._cut_off = 0, False
 
     def _model_failed(self, model: KnownModel, detail: str) -> None:
@@ -328,7 +310,7 @@ class MonitorCore:
             if model.versions:
                 log.warning("model %s on %s: its status can't be read: %s", name, self.instance, detail)
             model.trouble = f"its status can't be read: {detail}"
-            model.versions.clear()
+            self._forget_versions(model)
             model.answer, self.touched = None, True
             self._dirty.add(name)
 
@@ -340,10 +322,35 @@ class MonitorCore:
             self._state = InstanceState.UNREACHABLE
         self._trouble, self.touched = reason, True
         for name, model in list(self._models.items()):
-            model.versions.clear()
+            self._forget_versions(model)
             model.answer, model.failures, model.trouble = None, 0, ""
             self._dirty.add(name)
             self._forget_if_gone(name, model)
+
+    def _forget_versions(self, model: KnownModel) -> None:
+        for number, version in model.versions.items():
+            self._reproofs.forget((model.watched.name, number, version.incarnation))
+        model.versions.clear()
+
+    def _courses(self) -> Iterator[tuple[tuple[str, int, int], Course]]:
+        for name, model in self._models.items():
+            for number, version in model.versions.items():
+                yield (name, number, version.incarnation), version.course
+
+    def _look_for_hang(self) -> None:
+        """Say once when the whole server stops answering, and once when that is over."""
+        hung = self._reproofs.hung
+        if bool(hung) is self._hung:
+            return
+        self._hung, self.touched = bool(hung), True
+        self._dirty.update(self._models)
+        if not hung:
+            log.info("instance %s: the server answers Predict again", self.instance)
+            self.report("proof", ())
+            return
+        condition = told_hang(hung)
+        log.error("instance %s: %s", self.instance, condition.text)
+        self.report("proof", (condition,))
 
     def _forget_if_gone(self, name: str, model: KnownModel) -> None:
         if model.listed or any(version.state is not ServableState.END for version in model.versions.values()):
@@ -364,8 +371,11 @@ class MonitorCore:
         return keys
 
     def _ready_state(self, version: KnownVersion) -> ReadyState | None:
+        if version.ready and self.draining:
+            return ReadyState.DRAINING
         if version.ready:
-            return ReadyState.DRAINING if self.draining else ReadyState.READY
+            failing = self._reproofs.hung or version.course.standing is Standing.FAILING
+            return ReadyState.FAILING if failing else ReadyState.READY
         if self.draining:
             return None
         known = version.state is ServableState.AVAILABLE or version.state in _ANNOUNCED

@@ -21,6 +21,7 @@ from monitor.drain import Drain
 from monitor.model_config import ModelConfigFile
 from monitor.plan import Plan
 from monitor.predecessor import stale_keys
+from monitor.proof_course import ReproofPolicy
 from monitor.signals import StopOrders
 from monitor.watch import Watch
 from registry.addresses import join_address
@@ -85,7 +86,8 @@ class InstanceMonitor:
         endpoint = ReadyRecord(
             ReadyState.READY, address, plan.port, plan.rest_port, zone=config.zone, capacity=config.capacity
         )
-        timing = Timing(config.poll_interval, slow_for=2 * config.poll_deadline)
+        reproof = ReproofPolicy(config.reprove_interval, config.reprove_rate, config.probe_deadline)
+        timing = Timing(config.poll_interval, slow_for=2 * config.poll_deadline, reproof=reproof)
         core = MonitorCore(name, endpoint, version("modelplane"), timing, patient=self._new_server)
         leased = LeasedKeys(self._etcd, config.lease_ttl)
         inheriting = asyncio.create_task(

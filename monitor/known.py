@@ -2,32 +2,39 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from monitor.proof_course import Course, Key, Standing
 from monitor.servables import VersionStatus, WatchedModel
 from registry.keys import ReadyKey
-from registry.records import Proof, ReadyRecord, Servable, ServableState
+from registry.records import Condition, Proof, ReadyRecord, Servable, ServableState
 
 KEPT_ENDED = 3
 """Versions per model that ended without an error and are still told of: the server lists them for ever."""
 MAX_TEXT = 1000
+SWAP = 2.0
+"""Seconds for which two versions are both AVAILABLE at most while a server swaps them (its tick is 0.1 s)."""
 
 
 @dataclass(slots=True)
 class KnownVersion:
-    """One version. `incarnation` tells this load of it from others; `ready`: its key is READY, in a drain DRAINING."""
+    """One version. `incarnation` tells this load of it from others."""
 
     state: ServableState
     error: str
     incarnation: int
-    proof: Proof = Proof.PENDING
-    detail: str = ""
-    ready: bool = False
+    course: Course = field(default_factory=Course)
     was_ready: bool = False
     """It was READY when the server let go of it."""
-    probing: bool = False
-    probe_at: float | None = None
-    attempts: int = 0
+    kept: bool = False
+    """It bridges a swap that this monitor won't see the end of, since it drains."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether it has an endpoint: its key is READY or FAILING, in a drain DRAINING."""
+        return self.kept or self.course.standing is not Standing.UNPROVED
 
 
 @dataclass(slots=True)
@@ -53,6 +60,19 @@ class KnownModel:
         """Whether the server may hold several versions of it at once."""
         return bool(self.watched.several_versions) or self.seen_several
 
+    def shows_several(self, versions: Iterable[VersionStatus], now: float) -> bool:
+        """Whether a server whose policy is unknown is now found to keep several versions: not in the moment in which
+        one that keeps a single version swaps."""
+        if self.watched.several_versions is not None or self.seen_several:
+            return False
+        if sum(status.state is ServableState.AVAILABLE for status in versions) < 2:
+            self.several_since = None
+        elif self.several_since is None:
+            self.several_since = now
+        else:
+            self.seen_several = now - self.several_since >= SWAP
+        return self.seen_several
+
 
 def bridges_a_swap(model: KnownModel, version: KnownVersion) -> bool:
     """Whether it is still READY though the server let go of it: another version has taken over, and its first probe has
@@ -62,9 +82,31 @@ def bridges_a_swap(model: KnownModel, version: KnownVersion) -> bool:
         and not version.ready
         and not model.several
         and any(
-            other.state is ServableState.AVAILABLE and other.proof is Proof.PENDING for other in model.versions.values()
+            other.state is ServableState.AVAILABLE and other.course.proof is Proof.PENDING
+            for other in model.versions.values()
         )
     )
+
+
+def told_proof(before: Standing, course: Course) -> tuple[str, int]:
+    """What a proof that changed something is worth in the log, and at which level."""
+    why = f"({course.proof.lower()}: {course.detail})"
+    match before, course.standing:
+        case Standing.FAILING, Standing.READY:
+            return f"answers again {why}", logging.INFO
+        case _, Standing.READY:
+            return f"ready {why}", logging.INFO
+        case _, Standing.FAILING:
+            return f"AVAILABLE, but it answers no more; used only where nothing better is {why}", logging.ERROR
+        case _:
+            return f"AVAILABLE, but it does not answer; not registered {why}", logging.ERROR
+
+
+def told_hang(hung: Iterable[Key]) -> Condition:
+    """That the server as a whole answers no Predict."""
+    names = ", ".join(f"{name} version {version}" for name, version, _ in sorted(hung))
+    text = f"the server answers status calls, but no Predict (of {names}); it may have to be restarted"
+    return Condition("PredictHangs", text)
 
 
 def told_servables(name: str, model: KnownModel) -> tuple[Servable, ...]:
@@ -76,7 +118,8 @@ def told_servables(name: str, model: KnownModel) -> tuple[Servable, ...]:
             ended += 1
             if ended > KEPT_ENDED:
                 continue
-        told.append(Servable(name, number, version.state, cut(version.error), version.proof, cut(version.detail)))
+        course = version.course
+        told.append(Servable(name, number, version.state, cut(version.error), course.proof, cut(course.detail)))
     return tuple(told)
 
 

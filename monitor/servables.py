@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from registry.records import Proof, ServableState
 
@@ -55,20 +55,40 @@ class VersionStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class Question:
+    """A request that a version took: it is asked again and again, to see that the version still does. `method` and
+    `request` are a unary call's; `words` name it, as in "answered …"; `refused`: its answer was an error that tells
+    that the values aren't valid, so that the same error is as good an answer again."""
+
+    method: str
+    request: bytes
+    words: str
+    refused: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Probe:
-    """An order to see whether one version answers. `incarnation` tells one load of it from the next."""
+    """An order to see whether one version answers. `incarnation` tells one load of it from the next. With a `question`
+    it has answered before, and this is asked again; `patience`: seconds to wait for an answer, None: the usual."""
 
     model: WatchedModel
     version: int
     incarnation: int
+    question: Question | None = None
+    patience: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a probe found: PROVED, TRUSTED or FAILED, and how or why."""
+    """What a probe found: PROVED, TRUSTED or FAILED, and how or why; PENDING: it could not be asked again just now.
+
+    `silent`: no answer came at all. `question`: what may be asked from now on; `seconds`: how long that took."""
 
     proof: Proof
     detail: str = ""
+    silent: bool = False
+    question: Question | None = field(default=None, compare=False)
+    seconds: float = field(default=0.0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

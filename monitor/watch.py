@@ -14,7 +14,7 @@ from monitor.core import MonitorCore
 from monitor.instance_record import encode_bounded
 from monitor.model_config import ModelConfigFile
 from monitor.poller import StatusPoller
-from monitor.prove import prove
+from monitor.prove import Prober
 from monitor.servables import Probe, WatchedModel
 from monitor.server_flags import ServerFlags
 from monitor.trap_watch import TrapWatch
@@ -26,8 +26,9 @@ log = logging.getLogger(__name__)
 
 CONFIG_FILE_INTERVAL = 1.0
 MOST_PROBES = 32
-"""At once: a thousand models that become AVAILABLE together shall not flood the server, and a few that hang in their
-Predict shall not hold up the rest."""
+_SLOT = 2.0
+"""Seconds: a thousand models that become AVAILABLE together shall not flood the server, and those that hang in their
+Predict shall not hold up the rest, so one that takes longer than this no longer counts among the MOST_PROBES."""
 
 
 class Watch:
@@ -46,7 +47,6 @@ class Watch:
     ) -> None:
         """`flags`: the server's, where the monitor started it."""
         self._core = core
-        self._client = client
         self._leased = leased
         self._config = config
         self._models = models
@@ -55,6 +55,7 @@ class Watch:
         self._keyspace = Keyspace(config.prefix)
         self._scheduled = False
         self._probe_soon = asyncio.Event()
+        self._prober = Prober(client, config.probe_deadline, group)
         self._probe_slots = asyncio.Semaphore(MOST_PROBES)
         self._polled: frozenset[str] | None = None
         self._poller = StatusPoller(
@@ -78,6 +79,7 @@ class Watch:
         self._poller.stop()
         for task in (*self._tasks, *self._probes):
             task.cancel()
+        self._prober.close()
 
     def publish_soon(self) -> None:
         """Hand the core's decisions over once the observations of this moment are all in."""
@@ -144,7 +146,13 @@ class Watch:
                 continue
 
     async def _probe(self, probe: Probe) -> None:
-        async with self._probe_slots:
-            outcome = await prove(self._client, probe, self._config.probe_deadline)
+        proving = asyncio.create_task(self._prober.prove(probe), name=f"proof of {probe.model.name} {probe.version}")
+        try:
+            async with self._probe_slots:
+                await asyncio.wait({proving}, timeout=_SLOT)
+            outcome = await proving
+        finally:
+            proving.cancel()
         self._core.probed(probe, outcome, asyncio.get_running_loop().time())
+        self._probe_soon.set()
         self.publish_soon()

@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from monitor.core import MonitorCore, Timing
-from monitor.servables import Outcome, PollFailure, Probe, VersionStatus, WatchedModel
+from monitor.servables import Outcome, PollFailure, Probe, Question, VersionStatus, WatchedModel
 from registry.keys import InstanceKey, ReadyKey
 from registry.records import InstanceRecord, Proof, ReadyRecord, ReadyState, ServableState
 
 START, LOADING, AVAILABLE, UNLOADING, END = ServableState
 PROVED = Outcome(Proof.PROVED, "zeros")
+ASKABLE = Outcome(Proof.PROVED, "zeros", question=Question("Predict", b"x", "zeros"))
+"""What is proved by it is asked again and again."""
 TRUSTED = Outcome(Proof.TRUSTED, "unknown rank")
 FAILED = Outcome(Proof.FAILED, "FAILED_PRECONDITION: Could not find variable b")
 REFUSED = PollFailure(connection=True, detail="Connection refused")

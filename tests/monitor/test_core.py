@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 
-from monitor.core import FAILURES, SWAP
-from monitor.known import KEPT_ENDED
+from monitor.core import FAILURES
+from monitor.known import KEPT_ENDED, SWAP
 from monitor.servables import Outcome, WatchedModel
 from registry.keys import InstanceKey, ReadyKey
 from registry.records import Condition, InstanceState, Proof, ReadyState, ServableState
 from tests.monitor.core_harness import (
+    ASKABLE,
     AVAILABLE,
     END,
     ENDPOINT,
@@ -231,7 +232,9 @@ def test_a_short_loss_of_the_connection_proves_again_without_taking_out() -> Non
     h.status((1, AVAILABLE))
     assert h.ready(1) is ReadyState.READY
     h.probe(FAILED)
-    assert h.ready(1) is ReadyState.LOADING
+    assert h.ready(1) is ReadyState.READY
+    h.probe(FAILED)
+    assert h.ready(1) is ReadyState.FAILING
 
 
 def test_an_owned_server_may_take_its_time_to_open_its_port() -> None:
@@ -327,3 +330,52 @@ def test_conditions_of_every_source_stand_in_the_record_while_they_last() -> Non
     h.core.report("traps", ())
     h.apply()
     assert h.instance.conditions == (blocked,)
+
+
+def test_what_stops_answering_is_failing_and_the_record_says_why_until_it_is_back() -> None:
+    h = Harness()
+    h.status((1, AVAILABLE))
+    h.probe(ASKABLE)
+    assert h.probe(FAILED, after=11.0).question is ASKABLE.question
+    assert h.ready(1) is ReadyState.READY
+    h.probe(FAILED, after=1.0)
+    assert h.ready(1) is ReadyState.FAILING
+    (servable,) = h.instance.servables
+    assert (servable.proof, servable.proof_detail) == (Proof.FAILED, FAILED.detail)
+    h.probe(ASKABLE, after=31.0)
+    assert h.ready(1) is ReadyState.FAILING
+    h.probe(ASKABLE, after=31.0)
+    assert h.ready(1) is ReadyState.READY
+    assert h.instance.servables[0].proof is Proof.PROVED
+
+
+def test_what_fails_is_drained_too() -> None:
+    h = Harness()
+    h.status((1, AVAILABLE))
+    h.probe(ASKABLE)
+    for _ in range(2):
+        h.probe(FAILED, after=11.0)
+    assert h.core.drain() is True
+    h.apply()
+    assert h.ready(1) is ReadyState.DRAINING, "it may have been the last resort"
+
+
+def test_a_server_that_hangs_takes_all_its_versions_with_it_and_says_so_once() -> None:
+    names = [f"m{n}" for n in range(5)]
+    h = Harness(*map(WatchedModel, names))
+    for name in names:
+        h.status((1, AVAILABLE), model=name)
+        h.probe(ASKABLE if name != "m4" else TRUSTED)
+    while not h.instance.conditions:
+        due = h.core.next_due()
+        assert due is not None
+        h.now = max(h.now, due)
+        for probe in h.core.due(h.now):
+            h.core.probed(probe, Outcome(Proof.FAILED, "no answer within 5 s", silent=True), h.now)
+        h.apply()
+    assert [h.ready(1, name) for name in names] == [ReadyState.FAILING] * 5, "one that can't be asked, too"
+    (condition,) = h.instance.conditions
+    assert condition.name == "PredictHangs"
+    for name in names:
+        h.status((1, END), model=name)
+    assert h.instance.conditions == ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import struct
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 
 from monitor.client import CallError, ServerClient
 from monitor.pb import tfs_pb2 as tfs
-from monitor.prove import judge, prove
+from monitor.prove import Prober, judge
 from monitor.servables import Outcome, Probe, WatchedModel
 from monitor.warmup import WARMUP_FILE, masked_crc32c
 from registry.records import Proof
@@ -46,8 +47,12 @@ def predict_log(value: float, model: str = "recorded", signature: str = "") -> b
 
 
 async def outcome(server: ScriptedServer, model: WatchedModel | None = None, deadline: float = 10.0) -> Outcome:
-    async with ServerClient("127.0.0.1", server.port) as client:
-        return await prove(client, Probe(model or WatchedModel("m"), 7, 1), deadline)
+    async with ServerClient("127.0.0.1", server.port) as client, asyncio.TaskGroup() as group:
+        prober = Prober(client, deadline, group)
+        try:
+            return await prober.prove(Probe(model or WatchedModel("m"), 7, 1))
+        finally:
+            prober.close()
 
 
 def answering(*replies: Reply) -> Any:
