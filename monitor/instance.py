@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from importlib.metadata import version
 from typing import Any
 
@@ -28,7 +28,7 @@ from registry.addresses import join_address
 from registry.etcd import EtcdClient
 from registry.keys import Keyspace
 from registry.leased import LeasedKeys
-from registry.records import ReadyRecord, ReadyState
+from registry.records import Condition, ReadyRecord, ReadyState
 
 log = logging.getLogger(__name__)
 
@@ -63,11 +63,33 @@ class InstanceMonitor:
         self._keyspace = Keyspace(config.prefix)
         self._ended = asyncio.Event()
         self._end_reason = ""
+        self._leaving = False
+        self._held = ""
+        self._conditions: dict[str, tuple[Condition, ...]] = {}
+        self._watch: Watch | None = None
 
     def server_ended(self, reason: str) -> None:
         """The server's process is known to have ended, as `reason` says: the keys go at once, and `run` returns."""
         self._end_reason = reason
         self._ended.set()
+
+    def leave(self) -> None:
+        """End at once and leave the keys, for as long as their lease lasts, to the monitor that follows."""
+        self._leaving = True
+        self._ended.set()
+
+    def hold(self, reason: str) -> None:
+        """The server is known not to answer, as `reason` says, until this is called again with an empty one: it counts
+        as unreachable at once, without being asked."""
+        self._held = reason
+        if self._watch is not None:
+            self._watch.hold(reason)
+
+    def report(self, source: str, conditions: Iterable[Condition]) -> None:
+        """Troubles of the instance that `source` sees now, in place of those that it saw before."""
+        self._conditions[source] = tuple(conditions)
+        if self._watch is not None:
+            self._watch.report(source, self._conditions[source])
 
     async def run(self) -> None:
         """Watch until an order or the server's end. Cancelled, it gives up its lease, and so its keys, at once."""
@@ -100,12 +122,18 @@ class InstanceMonitor:
         async with asyncio.TaskGroup() as group:
             registration = group.create_task(leased.run(), name="registration")
             watch = Watch(core, client, leased, config, plan.models, self._file, group, plan.flags)
+            self._watch = watch
+            watch.hold(self._held)
+            for source, conditions in self._conditions.items():
+                watch.report(source, conditions)
             try:
                 await self._until_told_to_end()
                 await self._end(core, watch, leased)
             finally:
+                self._watch = None
                 watch.stop()
-                await leased.close()
+                if not self._leaving:
+                    await leased.close()
                 registration.cancel()
 
     async def _until_told_to_end(self, work: asyncio.Task[Any] | None = None) -> bool:
@@ -131,13 +159,17 @@ class InstanceMonitor:
                 task.cancel()
 
     async def _end(self, core: MonitorCore, watch: Watch, leased: LeasedKeys) -> None:
-        if self._ended.is_set():
+        if self._leaving:
+            log.info("instance %s: left as it is, its keys last for %g s", core.instance, self._config.lease_ttl)
+        elif self._ended.is_set():
             log.error("instance %s: %s", core.instance, self._end_reason)
             watch.stop()
             core.ended(self._end_reason)
             await self._last_word(core, watch, leased)
         else:
             await self._drain(core, watch, leased)
+            if self._leaving:
+                return
             await self._stop()
             watch.stop()
             core.left()

@@ -20,7 +20,7 @@ from monitor.server_flags import ServerFlags
 from monitor.trap_watch import TrapWatch
 from registry.keys import Keyspace
 from registry.leased import LeasedKeys
-from registry.records import InstanceRecord, encode_ready
+from registry.records import Condition, InstanceRecord, encode_ready
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +58,7 @@ class Watch:
         self._prober = Prober(client, config.probe_deadline, group)
         self._probe_slots = asyncio.Semaphore(MOST_PROBES)
         self._polled: frozenset[str] | None = None
+        self._held = ""
         self._poller = StatusPoller(
             client,
             core,
@@ -80,6 +81,24 @@ class Watch:
         for task in (*self._tasks, *self._probes):
             task.cancel()
         self._prober.close()
+
+    def hold(self, reason: str) -> None:
+        """The server can't answer, as `reason` says: don't ask it. Empty: ask it again."""
+        if reason == self._held:
+            return
+        self._held = reason
+        if reason:
+            self._poller.stop()
+            self._polled = None
+            for task in self._probes:
+                task.cancel()
+            self._core.ended(reason)
+        self.publish()
+
+    def report(self, source: str, conditions: Iterable[Condition]) -> None:
+        """Troubles of the instance that somebody else sees."""
+        self._core.report(source, conditions)
+        self.publish_soon()
 
     def publish_soon(self) -> None:
         """Hand the core's decisions over once the observations of this moment are all in."""
@@ -106,6 +125,8 @@ class Watch:
 
     def _poll(self, names: Iterable[str]) -> None:
         polled = frozenset(names)
+        if self._held:
+            return
         if polled != self._polled:
             self._polled = polled
             self._poller.watch(polled)

@@ -8,19 +8,23 @@ from collections.abc import Sequence
 from modelplane.commandline import CommandLine
 from modelplane.logs import LogOptions, configure
 from monitor.config import MonitorConfig
+from monitor.docker.config import DockerConfig
+from monitor.errors import MonitorError
 
 
 def command_line() -> CommandLine:
     """The flags."""
     return CommandLine(
         "monitor",
-        [MonitorConfig, LogOptions],
+        [MonitorConfig, DockerConfig, LogOptions],
         usage="[options] [-- COMMAND …]",
         description="Register what one model server really answers, and let no request die when it stops.\n"
-        "After -- stands the server to start and own; without it, the one at --target is watched.",
+        "After -- stands the server to start and own; without it, the one at --target is watched, or with --docker\n"
+        "those in the containers of this host.",
         examples=(
             "modelplane monitor -- tensorflow_model_server --port=8500 --model_config_file=/models.config",
             "modelplane monitor --target 127.0.0.1:8500 --model mnist --etcd etcd-0:2379",
+            "modelplane monitor --docker --etcd etcd-0:2379",
         ),
     )
 
@@ -39,6 +43,14 @@ def run(argv: Sequence[str]) -> int:
     own, command = split_command(argv)
     settings = command_line().parse(own)
     configure(settings[LogOptions].logging)
+    if settings[DockerConfig].docker:
+        if command:
+            raise MonitorError(
+                "-- COMMAND starts one server, and --docker watches those of containers: give one of them"
+            )
+        from monitor.docker.service import run as watch_host
+
+        return asyncio.run(watch_host(settings[MonitorConfig], settings[DockerConfig]))
     from monitor.service import run as watch
 
     return asyncio.run(watch(settings[MonitorConfig], command))

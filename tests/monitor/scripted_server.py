@@ -2,7 +2,7 @@
 model can't be made to show on demand. Not a test of TF Serving's behaviour; tests/monitor/test_scenarios.py is.
 
 As a program it stands in for a server to own: `python -m tests.monitor.scripted_server --port=P --model_name=NAME`;
-all of its models are AVAILABLE, and it ends by SIGTERM at once, as TF Serving does.
+all of its models are AVAILABLE, and it ends by SIGTERM at once, as TF Serving does. `--host` is where it listens.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ Handler = Callable[[bytes], Awaitable[Reply]]
 class ScriptedServer:
     """`models`: name -> {version: state}; `predict`, `status` replace what is answered by default (OK)."""
 
-    def __init__(self) -> None:
+    def __init__(self, host: str = "127.0.0.1") -> None:
+        self._host = host
         self.models: dict[str, dict[int, ServableState]] = {}
         self.signatures: dict[str, tfs.SignatureDef] = {"serving_default": predict_signature(x=(1, [-1]))}
         self.predict: Handler | None = None
@@ -43,7 +44,7 @@ class ScriptedServer:
     async def start(self) -> None:
         self._server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
         self._server.add_generic_rpc_handlers((_Handlers(self),))
-        self.port = self._server.add_insecure_port(f"127.0.0.1:{self.port}")
+        self.port = self._server.add_insecure_port(f"{self._host}:{self.port}")
         await self._server.start()
 
     async def stop(self) -> None:
@@ -122,8 +123,8 @@ def predict_signature(
     return signature
 
 
-async def _main(port: int, names: list[str]) -> None:
-    async with ScriptedServer() as server:
+async def _main(host: str, port: int, names: list[str]) -> None:
+    async with ScriptedServer(host) as server:
         await server.stop()
         server.port = port
         server.models = {name: {1: ServableState.AVAILABLE} for name in names}
@@ -135,4 +136,4 @@ async def _main(port: int, names: list[str]) -> None:
 
 if __name__ == "__main__":
     flags = dict(argument.removeprefix("--").partition("=")[::2] for argument in sys.argv[1:])
-    asyncio.run(_main(int(flags["port"]), flags["model_name"].split(",")))
+    asyncio.run(_main(flags.get("host", "127.0.0.1"), int(flags["port"]), flags["model_name"].split(",")))

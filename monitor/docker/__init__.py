@@ -1,0 +1,1 @@
+"""One monitor for all model servers in the containers of one Docker host: `modelplane monitor --docker`."""

@@ -1,0 +1,148 @@
+"""One instance name of a Docker host: an InstanceMonitor for the container that has it at present.
+
+Invariant: at most one InstanceMonitor runs under the name, and the next one starts only when the last one's keys are
+given up, or left to it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
+
+from monitor.config import MonitorConfig
+from monitor.docker.core import Target
+from monitor.docker.engine import Engine, EngineError
+from monitor.docker.files import ContainerConfigFile
+from monitor.instance import InstanceMonitor
+from monitor.plan import Plan
+from monitor.signals import StopOrders
+from registry.etcd import EtcdClient
+from registry.records import Condition
+
+log = logging.getLogger(__name__)
+
+_AGAIN = 5.0
+
+
+class Attachment:
+    """`want` says what is to be watched; `run` does it until nothing is wanted any more, or `leave`."""
+
+    def __init__(
+        self, target: Target, config: MonitorConfig, engine: Engine, etcd: EtcdClient, orders: StopOrders, *, new: bool
+    ) -> None:
+        """`new`: the container was seen starting, so an earlier run's keys can't be true."""
+        self.name = target.name
+        """The container's name."""
+        self._target: Target | None = target
+        self._config = config
+        self._engine = engine
+        self._etcd = etcd
+        self._orders = orders
+        self._new = new
+        self._monitor: InstanceMonitor | None = None
+        self._watched: Target | None = None
+        self._left = False
+        self._changed = asyncio.Event()
+
+    def want(self, target: Target | None, why: str = "") -> None:
+        """Watch this; None: nothing, for the reason `why`."""
+        self._target = target
+        self._changed.set()
+        if self._monitor is None or self._watched is None:
+            return
+        if target is None:
+            self._monitor.server_ended(why)
+        elif target.identity != self._watched.identity:
+            self._monitor.server_ended(_difference(self._watched, target))
+        elif target != self._watched:
+            self._watched = target
+            self._tell(self._monitor, target)
+
+    def leave(self) -> None:
+        """End, and leave the keys to the next monitor of this host."""
+        self._left = True
+        self._changed.set()
+        if self._monitor is not None:
+            self._monitor.leave()
+
+    async def run(self) -> None:
+        """Returns when nothing is wanted any more."""
+        while self._target is not None and not self._left:
+            self._changed.clear()
+            target = self._target
+            try:
+                await self._watch(target)
+            except Exception:
+                # One instance's trouble must not end the others.
+                log.exception("instance %s: its monitor failed; once more in %g s", target.instance, _AGAIN)
+                await self._until_changed(_AGAIN)
+                continue
+            finally:
+                self._monitor = self._watched = None
+            self._new = True
+            if self._target is not None and self._target.identity == target.identity:
+                # It ended by an order: what is still there was meant to be left alone.
+                await self._until_changed(None)
+
+    async def _watch(self, target: Target) -> None:
+        place = target.place
+        file = None
+        if target.config_file:
+            file = ContainerConfigFile(
+                target.config_file, lambda: self._engine.read_file(target.container, target.config_file)
+            )
+            await asyncio.to_thread(file.refresh)
+        config = replace(
+            self._config,
+            instance=target.instance,
+            advertise_address=place.advertise,
+            zone=target.zone or self._config.zone,
+            capacity=target.capacity,
+        )
+        plan = Plan(place.host, place.port, place.rest_port, target.models, None)
+        monitor = InstanceMonitor(
+            config,
+            plan,
+            file,
+            self._etcd,
+            self._orders,
+            new_server=self._new,
+            stop_server=self._stopping(target) if target.stop else None,
+        )
+        if self._target is None or self._target.identity != target.identity or self._left:
+            return
+        self._monitor, self._watched = monitor, self._target
+        self._tell(monitor, self._target)
+        await monitor.run()
+
+    def _stopping(self, target: Target) -> Callable[[], Awaitable[None]]:
+        async def stop() -> None:
+            log.info("instance %s: stopping container %s", target.instance, target.name)
+            try:
+                await self._engine.stop(target.container, self._config.stop_grace)
+            except EngineError as error:
+                log.error("instance %s: container %s could not be stopped: %s", target.instance, target.name, error)
+
+        return stop
+
+    def _tell(self, monitor: InstanceMonitor, target: Target) -> None:
+        monitor.hold(target.held)
+        conditions: Mapping[str, str] = {"ContainerUnhealthy": target.unhealthy, "UnknownLabels": target.remarks}
+        monitor.report("docker", [Condition(name, text) for name, text in conditions.items() if text])
+
+    async def _until_changed(self, seconds: float | None) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._changed.wait()
+        except TimeoutError:
+            return
+
+
+def _difference(old: Target, new: Target) -> str:
+    if (old.container, old.run) != (new.container, new.run):
+        return f"container {new.name} was started anew"
+    if old.place != new.place:
+        return f"container {new.name} has moved from {old.place.host} to {new.place.host}"
+    return f"container {new.name} is another one now"
