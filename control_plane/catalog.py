@@ -7,18 +7,19 @@ removed for lease loss alone.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Container, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Container, Iterable, Mapping, Set
+from dataclasses import dataclass, replace
 from itertools import chain
 from types import MappingProxyType
 
 from control_plane.model import Endpoint, Health, Model
-from control_plane.suspects import SuspectPolicy, Suspects
+from control_plane.suspects import Belief, Hold, SuspectPolicy, Suspects, Suspicion, Verdict
 from registry.follow import Changes, Connection, Snapshot
 from registry.keys import ClaimKey, DrainKey, InstanceKey, Keyspace, NodesKey, PlaneKey, ReadyKey
-from registry.records import ReadyRecord, ReadyState, RecordError, decode_ready
+from registry.records import ReadyRecord, ReadyState, RecordError, decode_plane, decode_ready
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +57,9 @@ class Catalog:
         self._draining: dict[str, dict[ReadyKey, Address]] = {}
         self._used: Counter[str] = Counter()
         """How many of its servables each instance may be sent requests for."""
+        self._addresses: dict[str, Address] = {}
+        self.suspects_elsewhere = 0
+        """How many suspects the replicas said that they hold, in the first list of the registry."""
         self._suspects = Suspects(policy or SuspectPolicy())
         self.revision = 0
         """The newest registry revision with a consequence for this picture; 0 before the first snapshot. The replicas'
@@ -100,6 +104,7 @@ class Catalog:
                 return frozenset()
             case Snapshot(revision=revision, entries=entries):
                 self.revision = revision
+                self.suspects_elsewhere = self._told_of_suspects(entries)
                 touched = self._take(entries, (), now)
             case Changes(revision=revision, puts=puts, deletes=deletes, relisted=relisted):
                 # A wiped etcd counts from the beginning again, even if the fleet has registered just as it was.
@@ -107,34 +112,71 @@ class Catalog:
                 if relisted or not all(isinstance(key, PlaneKey | NodesKey | DrainKey | ClaimKey) for key in keys):
                     self.revision = revision
                 touched = self._take(puts, deletes, now)
+                # A new list is no proof that the watch goes on, and what it brings was written before it.
+                if not relisted:
+                    of_monitor = any(isinstance(self._keyspace.parse(key), InstanceKey | ReadyKey) for key in puts)
+                    self._suspects.heard(now, monitor=of_monitor)
         return self._rebuild(touched)
 
     def expire(self, now: float) -> frozenset[str]:
         """Give up the instances whose loss is now believed; return the names of the models that this changed."""
         touched: set[str] = set()
-        for instance in self._suspects.believed(now, present=len(self._instances)):
+        for instance, belief in self._suspects.believed(now, present=len(self._instances)).items():
             for key in sorted(self._suspect_keys[instance], key=lambda key: (key.model, key.version)):
-                spare = self._has_other_endpoint(key)
+                # What drains was kept for the sake of its requests in flight only.
+                if self._is_draining(key) or belief is Belief.PROVED:
+                    spare = True
+                else:
+                    spare = belief is Belief.UNPROVEN and self._has_other_endpoint(key)
                 if spare:
                     log.info("model %s version %d on %s: lease lost, given up", key.model, key.version, instance)
-                # An instance that came back and did not register this one again has given its word, which is more than
-                # a lost lease. And what drains was kept for the sake of its requests in flight only.
-                if spare or instance in self._instances or self._is_draining(key):
                     self._drop(key)
                     touched.add(key.model)
+            self._tidy((instance,))
         return self._rebuild(touched)
+
+    def checked(self, verdicts: Mapping[str, tuple[Verdict, str]]) -> frozenset[str]:
+        """Take in what the checks of suspects say, and why; return the names of the models that this changed."""
+        touched: set[str] = set()
+        for instance, (verdict, detail) in verdicts.items():
+            if self._suspects.checked(instance, verdict, detail):
+                touched.update(key.model for key in self._doubted(instance))
+        return self._rebuild(touched)
+
+    def suspicions(self, now: float) -> list[Suspicion]:
+        """Each suspect with the reason for which it is held."""
+        found = self._suspects.suspicions(now, present=len(self._instances))
+        # What its time would let go and is there all the same is kept as a last endpoint.
+        return [replace(one, hold=Hold.LAST) if one.hold is None else one for one in found]
+
+    @property
+    def suspect_keys(self) -> Mapping[str, frozenset[ReadyKey]]:
+        """What is in doubt, by instance."""
+        return {instance: frozenset(keys) for instance, keys in self._suspect_keys.items()}
+
+    @property
+    def evidence_asked(self) -> int:
+        """How often evidence of the registry's health was needed anew: a write that tells it makes the watch speak."""
+        return self._suspects.asked
+
+    def address(self, instance: str) -> Address | None:
+        """Where an instance with an endpoint is, as far as it is known."""
+        return self._addresses.get(instance)
 
     def next_deadline(self, now: float) -> float | None:
         """When to call `expire` next; None if nothing is in doubt."""
-        return self._suspects.next_deadline(now)
+        return self._suspects.next_deadline(now, present=len(self._instances))
 
     def _take(self, puts: Mapping[str, bytes], deletes: Iterable[str], now: float) -> set[str]:
         touched: set[str] = set()
         removed: list[ReadyKey] = []
+        gone: set[str] = set()
         for raw in deletes:
             match self._keyspace.parse(raw):
                 case InstanceKey(instance):
                     self._instances.discard(instance)
+                    self._suspects.left(instance, now)
+                    gone.add(instance)
                 case ReadyKey() as key:
                     removed.append(key)
         for raw, value in puts.items():
@@ -149,6 +191,40 @@ class Catalog:
         for key in removed:
             self._remove(key, now)
             touched.add(key.model)
+        touched |= self._supersede()
+        self._tidy(gone)
+        return touched
+
+    def _tidy(self, instances: Iterable[str]) -> None:
+        """Forget the addresses of those that are gone for good."""
+        for instance in instances:
+            if instance not in self._instances and instance not in self._suspect_keys:
+                self._addresses.pop(instance, None)
+
+    def _told_of_suspects(self, entries: Mapping[str, bytes]) -> int:
+        """What a replica that was there before knows, and a list of the registry can't tell: how much is missing."""
+        told = [0]
+        for raw, value in entries.items():
+            if raw.startswith(self._keyspace.planes) and isinstance(self._keyspace.parse(raw), PlaneKey):
+                with contextlib.suppress(RecordError):
+                    told.append(decode_plane(value).suspects)
+        return max(told)
+
+    def _supersede(self) -> set[str]:
+        """Give up the suspects at whose addresses other instances have registered since: the server that answers there
+        is another one now."""
+        if not self._suspect_keys:
+            return set()
+        taken = {self._addresses[one]: one for one in self._instances if one in self._addresses}
+        touched: set[str] = set()
+        for instance in self._suspect_keys.keys() - self._instances:
+            heir = taken.get(self._addresses[instance])
+            if heir is not None:
+                log.info("%s: lease lost, and %s is at its address now; given up", instance, heir)
+                for key in tuple(self._suspect_keys[instance]):
+                    self._drop(key)
+                    touched.add(key.model)
+                self._tidy((instance,))
         return touched
 
     def _put(self, key: ReadyKey, value: bytes) -> None:
@@ -161,6 +237,7 @@ class Catalog:
         self._records[key.model][key.version, key.instance] = record
         if record.state in _IN_USE:
             self._used[key.instance] += 1
+        self._addresses[key.instance] = _address(record)
         if record.state is ReadyState.DRAINING:
             self._draining.setdefault(key.instance, {})[key] = _address(record)
 
@@ -171,7 +248,8 @@ class Catalog:
         # One that drains too: its monitor's own word would have come before the instance's key went. An endpoint that
         # Envoy is told to drop is left out of its load reports, requests in flight or not, and its server is stopped.
         if record.state is not ReadyState.LOADING and key.instance not in self._instances:
-            log.warning("model %s version %d on %s: lease lost, used on under suspicion", *_names(key))
+            # One line per instance is the service's to say (guard.py): it may hold a thousand models.
+            log.debug("model %s version %d on %s: lease lost, used on under suspicion", *_names(key))
             self._suspect_keys[key.instance].add(key)
             self._suspects.lost(key.instance, now)
         else:
@@ -228,6 +306,7 @@ class Catalog:
     def _model(self, name: str, records: Mapping[tuple[int, str], ReadyRecord]) -> Model:
         versions: defaultdict[int, list[Endpoint]] = defaultdict(list)
         failing: defaultdict[int, set[str]] = defaultdict(set)
+        dead: set[str] = set()
         several: set[int] = set()
         for (version, instance), record in sorted(records.items()):
             endpoints = versions[version]
@@ -239,31 +318,42 @@ class Catalog:
             endpoints.append(Endpoint(instance, *where, record.zone, record.capacity, health))
             if record.state is ReadyState.FAILING:
                 failing[version].add(instance)
+            if health is Health.SUSPECT and self._suspects.dead(instance):
+                dead.add(instance)
             if record.several_versions:
                 several.add(version)
         # By what the instances hold, failing or not: else a version that overloads half of the fleet would be taken
         # from the other half as well.
-        served = _served(tuple((version, tuple(endpoints)) for version, endpoints in versions.items()))
-        used = tuple((version, _used(endpoints, failing[version])) for version, endpoints in versions.items())
+        served = _served(tuple((version, tuple(endpoints)) for version, endpoints in versions.items()), dead)
+        used = tuple((version, _used(endpoints, failing[version], dead)) for version, endpoints in versions.items())
         return Model(name, used, served, pinned=served in several)
 
 
-def _used(endpoints: Iterable[Endpoint], failing: Container[str]) -> tuple[Endpoint, ...]:
-    """Without the instances on which it fails, unless it is READY on no other. One whose lease was lost counts as READY
-    here: an etcd that loses its leases must not bring back what does not answer."""
-    others = tuple(endpoint for endpoint in endpoints if endpoint.instance not in failing)
-    return others if any(endpoint.health is not Health.DRAINING for endpoint in others) else tuple(endpoints)
+def _used(endpoints: Iterable[Endpoint], failing: Container[str], dead: Container[str]) -> tuple[Endpoint, ...]:
+    """Without the instances on which it fails, and nothing new for suspects that fail their checks, unless there is no
+    other. One whose lease was lost counts as READY here: an etcd that loses its leases must not bring back what does
+    not answer."""
+    all_of_them = tuple(endpoints)
+    answering = [one for one in all_of_them if one.instance not in dead and one.health is not Health.DRAINING]
+    if any(one.instance not in failing for one in answering):
+        all_of_them = tuple(one for one in all_of_them if one.instance not in failing)
+    if not answering:
+        return all_of_them
+    return tuple(replace(one, health=Health.UNANSWERED) if one.instance in dead else one for one in all_of_them)
 
 
-def _served(versions: tuple[tuple[int, tuple[Endpoint, ...]], ...]) -> int | None:
+def _served(versions: tuple[tuple[int, tuple[Endpoint, ...]], ...], dead: Set[str]) -> int | None:
     """The version that the whole fleet answers with when a request names none: the newest that at least half of the
     model's instances have, so that a switch neither waits for the last instance nor throws the whole load on the
-    first; while no version has that, the commonest, newest first."""
+    first; while no version has that, the commonest, newest first. What fails its checks has no say, if any does not."""
     usable = {
         version: {endpoint.instance for endpoint in endpoints if endpoint.health is not Health.DRAINING}
         for version, endpoints in versions
     }
     instances = set().union(*usable.values())
+    if answering := instances - dead:
+        usable = {version: held - dead for version, held in usable.items()}
+        instances = answering
     if not instances:
         # Only draining endpoints, or none: name the newest that has any, for its cluster keeps the model known.
         return max((version for version, endpoints in versions if endpoints), default=None)

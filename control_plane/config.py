@@ -7,6 +7,7 @@ import socket
 from dataclasses import dataclass, field
 
 from control_plane.resources.settings import DataPlaneSettings
+from control_plane.suspects import SuspectPolicy
 from registry.addresses import split_address
 from registry.etcd import EtcdConfig
 from registry.keys import DEFAULT_PREFIX
@@ -40,18 +41,13 @@ class ControlPlaneConfig:
     lease_ttl: float = field(
         default=10.0, metadata={"help": "lifetime of this replica's lease in etcd", "metavar": "SECONDS"}
     )
-    lost_lease_grace: float = field(
-        default=10.0,
-        metadata={
-            "help": "how long an instance whose lease was lost is used on before it is left out",
-            "metavar": "SECONDS",
-        },
-    )
+    guard: SuspectPolicy = field(default_factory=SuspectPolicy, metadata={"help": "lost leases"})
     empty_registry_grace: float = field(
         default=10.0,
         metadata={
-            "help": "after a start with a registry that holds no instance, wait this long for monitors to register "
-            "(again) before Envoys are told so; 0 for a fleet that starts from nothing",
+            "help": "after a start with a registry that holds no instance, or of which another control plane says that "
+            "it lost leases, wait this long for monitors to register (again) before Envoys are told so; 0 for a fleet "
+            "that starts from nothing",
             "metavar": "SECONDS",
         },
     )
@@ -83,7 +79,6 @@ class ControlPlaneConfig:
                 raise ValueError(f"{name}: {error}, for example 0.0.0.0:18000") from None
         for name, low in (
             ("lease_ttl", 2.0),
-            ("lost_lease_grace", 0.0),
             ("empty_registry_grace", 0.0),
             ("settle_time", 0.0),
             ("lost_envoy_grace", 0.0),

@@ -49,6 +49,8 @@ class Metrics:
         self.models = gauge("models", "models known")
         self.instances = gauge("instances", "instances that hold their leases")
         self.suspects = gauge("suspect_instances", "instances whose leases are lost and that are used all the same")
+        self.dead_suspects = gauge("dead_suspect_instances", "suspects that fail their checks")
+        self.guard = gauge("guard_active", "1 while instances are used whose leases were lost in bulk or for too long")
         self.draining = gauge("draining_instances", "instances that take no new requests")
         self.envoys = gauge("envoys", "connected xDS streams")
         self.away = gauge("away_envoys", "Envoys that no control plane has and that drains wait for")

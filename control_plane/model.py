@@ -13,7 +13,11 @@ class Health(Enum):
     DRAINING = "DRAINING"
     """No new requests; it stays listed so that load reports go on naming it until nothing is in flight."""
     SUSPECT = "SUSPECT"
-    """Its lease was lost, but the registry's word alone does not take it out: used, under Envoy's outlier detection."""
+    """Its lease was lost, but the registry's word alone does not take it out: used, under Envoy's outlier detection,
+    and checked by the control plane (suspect_checks.py)."""
+    UNANSWERED = "UNANSWERED"
+    """A suspect that fails its checks: no new requests, for its version has an endpoint that does not. It stays listed
+    until its loss is believed, or it answers again."""
     FAILING = "FAILING"
     """Its monitor saw it stop answering, and its version has no better endpoint: used, for the server's own error tells
     a client more than none, and a whole fleet that answers too late must not be taken out as a whole."""

@@ -6,11 +6,14 @@ resources of the models that changed.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from control_plane.catalog import Catalog
 from control_plane.model import Model
 from control_plane.resources.resource import Resource
 from control_plane.resources.settings import DataPlaneSettings
 from control_plane.resources.translate import fleet_resources, model_resources
+from control_plane.suspects import Verdict
 from control_plane.xds.table import ResourceTable, TableChange
 from registry.follow import Changes, Connection, Snapshot
 
@@ -21,8 +24,9 @@ class Pipeline:
     def __init__(
         self, catalog: Catalog, table: ResourceTable, settings: DataPlaneSettings, *, empty_grace: float = 0.0
     ) -> None:
-        """`empty_grace`: seconds for which a registry without a single instance is not believed at the start. It may
-        have lost its data just now, and Envoys that know better would be told to forget everything."""
+        """`empty_grace`: seconds for which an implausible registry is not believed at the start: one without a single
+        instance, or of which another replica says that it holds suspects. It may have lost its data just now, and
+        Envoys that know better would be told to forget what is missing."""
         self.catalog = catalog
         self.table = table
         self._settings = settings
@@ -33,21 +37,29 @@ class Pipeline:
         self._fleet_is_stale = True
         self._empty_grace = empty_grace
         self._empty_until: float | None = None
+        self.implausible = ""
+        """Why what the registry held at the start is not believed yet; empty if it is."""
 
     def apply(self, update: Snapshot | Changes | Connection, now: float) -> TableChange:
         """Take in a registry update. `now` in monotonic seconds."""
         change = self._translate(self.catalog.apply(update, now))
         if isinstance(update, Snapshot):
-            if self.catalog.instances or not self._empty_grace:
-                self.table.mark_ready()
-            else:
+            self.implausible = _implausible(self.catalog) if self._empty_grace else ""
+            if self.implausible:
                 self._empty_until = now + self._empty_grace
+            else:
+                self.table.mark_ready()
         return change
+
+    def checked(self, verdicts: Mapping[str, tuple[Verdict, str]]) -> TableChange:
+        """Take in what the checks of suspects say."""
+        return self._translate(self.catalog.checked(verdicts))
 
     def expire(self, now: float) -> TableChange:
         """Give up what has been in doubt for too long."""
         if self._empty_until is not None and now >= self._empty_until:
             self._empty_until = None
+            self.implausible = ""
             self.table.mark_ready()
         return self._translate(self.catalog.expire(now))
 
@@ -83,3 +95,11 @@ class Pipeline:
         else:
             self._pins[name] = version
         self._fleet_is_stale = True
+
+
+def _implausible(catalog: Catalog) -> str:
+    if not catalog.instances:
+        return "the registry holds no instance"
+    if catalog.suspects_elsewhere:
+        return f"another control plane says that {catalog.suspects_elsewhere} instances lost their leases"
+    return ""

@@ -9,17 +9,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import replace
 from importlib.metadata import version
+from typing import Any
 
 import grpc
 
 from control_plane.advertise import advertised_http
 from control_plane.catalog import Catalog
 from control_plane.config import ControlPlaneConfig
+from control_plane.guard import Guard
 from control_plane.http import HttpServer
 from control_plane.inspection.csds import ClientStatus
 from control_plane.inspection.health import FOR_ENVOYS, FOR_OPERATORS, Health
@@ -40,7 +43,7 @@ from control_plane.resources.resource import (
     ROUTE_CONFIGURATION,
 )
 from control_plane.roll_call import RollCall, names
-from control_plane.suspects import SuspectPolicy
+from control_plane.suspects import Verdict
 from control_plane.xds.events import short_type
 from control_plane.xds.load_reports import LoadReportServer
 from control_plane.xds.server import SERVER_OPTIONS, XdsServer
@@ -76,7 +79,7 @@ class ControlPlane:
         self._metrics = Metrics()
         self._table = ResourceTable()
         self._pipeline = Pipeline(
-            Catalog(self._keyspace, SuspectPolicy(grace=config.lost_lease_grace)),
+            Catalog(self._keyspace, config.guard),
             self._table,
             config.data_plane,
             empty_grace=config.empty_registry_grace,
@@ -97,8 +100,9 @@ class ControlPlane:
             roll=self._roll,
             grpc_view=self._grpc_view,
         )
+        self._guard = Guard(self._pipeline.catalog, config.guard, self._checked, time.monotonic)
         # The version is found out once: it takes a look at the disk.
-        self._inside = Inside(config.replica_name, version("modelplane"), self._xds)
+        self._inside = Inside(config.replica_name, version("modelplane"), self._xds, self._guard_page)
         self._loads = LoadReportServer(
             on_change=self._stirred, nodes=lambda: self._xds.expected_nodes, clients=self._xds.clients
         )
@@ -134,6 +138,7 @@ class ControlPlane:
                         tasks.create_task(nodes.run(), name="nodes-lease")
                         tasks.create_task(self._publish_nodes(keys, nodes), name="nodes")
                         tasks.create_task(self._loads.run(), name="load-reports")
+                        tasks.create_task(self._guard.run(), name="guard")
                 finally:
                     await keys.close()
 
@@ -156,11 +161,18 @@ class ControlPlane:
                     "registry read at revision %d: %d models on %d instances",
                     update.revision, len(catalog.models), len(catalog.instances),
                 )  # fmt: skip
-                if not self._table.ready:
+                if doubt := self._pipeline.implausible:
                     grace = self._config.empty_registry_grace
-                    self._trouble = f"the registry holds no instance; monitors have {grace:g} s to register"
+                    self._trouble = f"{doubt}; monitors have {grace:g} s to register"
                     log.warning("%s before Envoys are told so", self._trouble)
             self._timers.set()
+
+    def _checked(self, verdicts: Mapping[str, tuple[Verdict, str]]) -> None:
+        self._publish(self._pipeline.checked(verdicts))
+        self._timers.set()
+
+    def _guard_page(self) -> Mapping[str, Any]:
+        return {"waiting": self._trouble if self._pipeline.implausible else "", **self._guard.page()}
 
     def _log_away(self) -> None:
         if away := self._xds.away:
@@ -260,6 +272,8 @@ class ControlPlane:
             len(self._xds.away),
             drains.servables,
             drains.behind,
+            len(self._pipeline.catalog.suspects),
+            self._pipeline.catalog.evidence_asked,
         )
 
     def _count(self, record: PlaneRecord) -> None:
@@ -269,7 +283,7 @@ class ControlPlane:
         metrics.converged_revision.set(record.converged_revision)
         metrics.models.set(len(catalog.models))
         metrics.instances.set(len(catalog.instances))
-        metrics.suspects.set(len(catalog.suspects))
+        self._guard.look(metrics)
         metrics.draining.set(len(catalog.draining))
         metrics.envoys.set(len(self._xds.nodes))
         metrics.away.set(record.away)

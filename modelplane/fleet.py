@@ -152,6 +152,7 @@ _HEALTH = {
     Health.READY: State.READY,
     Health.DRAINING: State.DRAINING,
     Health.SUSPECT: State.SUSPECT,
+    Health.UNANSWERED: State.SUSPECT,
     Health.FAILING: State.FAILING,
 }
 

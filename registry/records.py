@@ -127,7 +127,9 @@ class PlaneRecord:
     the replica is older than this field.
     `servables`: the same by instance and `MODEL@VERSION`, for instances that drain in part; None where the replica is
     older than this field. `behind`: node ids of Envoys and gRPC clients, a few of them, that have kept a drain waiting
-    for a while because they have not acknowledged it or not reported since."""
+    for a while because they have not acknowledged it or not reported since. `suspects`: instances whose leases are lost
+    and that are used all the same. `canary`: counts the times that the replica wanted to see a write of its own come
+    back through its watch."""
 
     converged_revision: int
     envoys: int = 0
@@ -137,6 +139,8 @@ class PlaneRecord:
     away: int = 0
     servables: Mapping[str, Mapping[str, int]] | None = None
     behind: tuple[str, ...] = ()
+    suspects: int = 0
+    canary: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,6 +333,8 @@ def encode_plane(record: PlaneRecord) -> bytes:
         "http": record.http,
         "away": record.away,
         "behind": record.behind,
+        "suspects": record.suspects,
+        "canary": record.canary,
     }
     if record.servables is not None:
         rows = sorted(record.servables.items())
@@ -348,6 +354,8 @@ def decode_plane(raw: bytes) -> PlaneRecord:
         away=_read(document, "away", _INT64, 0),
         servables=_read(document, "servables", _counts_by_name, None),
         behind=_read(document, "behind", lambda names: tuple(map(_text, names)), ()),
+        suspects=_read(document, "suspects", _INT64, 0),
+        canary=_read(document, "canary", _INT64, 0),
     )
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from control_plane.xds.server import XdsServer
 from control_plane.xds.table import ResourceTable
@@ -16,6 +17,8 @@ class Inside:
     replica: str
     version: str
     xds: XdsServer
+    guard: Callable[[], Mapping[str, Any]] = dict
+    """What is held against lost leases, see guard.py."""
 
     @property
     def tables(self) -> Mapping[str, ResourceTable]:

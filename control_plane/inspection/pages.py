@@ -1,4 +1,4 @@
-"""The JSON pages of the HTTP port: /envoys, /quarantine, /resources.
+"""The JSON pages of the HTTP port: /envoys, /quarantine, /guard, /resources.
 
 Invariant: a page is made in the thread that asks for it; the event loop is held for one bounded read at a time (a few
 streams, or a copy of one type's references), whatever the page's length.
@@ -54,7 +54,7 @@ def text(status: HTTPStatus, message: str) -> Answer:
 class Pages:
     """Answers for paths. To be used from any thread but the loop's."""
 
-    PATHS = "/envoys, /quarantine, /resources/<LDS|RDS|CDS|EDS|ECDS>[/<name>]"
+    PATHS = "/envoys, /quarantine, /guard, /resources/<LDS|RDS|CDS|EDS|ECDS>[/<name>]"
 
     def __init__(self, inside: Inside, ask: Ask, clock: Callable[[], float] = time.time) -> None:
         self._inside = inside
@@ -66,7 +66,12 @@ class Pages:
         """The page at `path`, which has its escapes undone; None if it is not one of these."""
         root, _, path = path.partition("/")
         page, *rest = path.split("/", 2)
-        make = {"envoys": self._envoys, "quarantine": self._quarantine, "resources": self._resources}.get(page)
+        make = {
+            "envoys": self._envoys,
+            "quarantine": self._quarantine,
+            "guard": self._guard,
+            "resources": self._resources,
+        }.get(page)
         if root or make is None or (page != "resources" and any(rest)):
             return None
         try:
@@ -111,6 +116,12 @@ class Pages:
         held = self._ask(lambda: {view: dict(table.quarantined) for view, table in tables})
         rows = [{"view": view, **row} for view, entries in held.items() for row in render.quarantined(entries)]
         return render.listing({"replica": self._inside.replica}, "quarantined", rows)
+
+    # Lost leases
+
+    def _guard(self, query: Mapping[str, str]) -> Iterable[bytes]:
+        del query
+        return [render.dump({"replica": self._inside.replica, **self._ask(self._inside.guard)}), b"\n"]
 
     # Resources
 

@@ -24,11 +24,13 @@ from control_plane.resources.wire import bytes_field, string_field
 
 log = logging.getLogger(__name__)
 
-# What is SUSPECT is used like any other, so that a registry that loses its leases takes nobody out of service; if it is
-# really gone, connections to it fail and outlier detection leaves it out.
+# What is SUSPECT is used like any other, so that a registry that loses its leases takes nobody out of service and sends
+# Envoy nothing; if it is really gone, connections to it fail and outlier detection leaves it out, and soon it is
+# UNANSWERED. Not Envoy's own health checks: to begin or end one replaces the endpoint (docs/guard.md).
 HEALTH = {
     Health.READY: health_check_pb2.UNKNOWN,
     Health.SUSPECT: health_check_pb2.UNKNOWN,
+    Health.UNANSWERED: health_check_pb2.UNHEALTHY,
     Health.FAILING: health_check_pb2.UNKNOWN,
     Health.DRAINING: health_check_pb2.DRAINING,
 }

@@ -38,7 +38,7 @@ _FAULT = "envoy.filters.http.fault"
 MAX_WEIGHTS = 2**32 - 1
 """gRFC A27: a client refuses a load assignment of which the localities' weights add up to more."""
 
-_PREFERENCE = (Health.READY, Health.SUSPECT, Health.FAILING, Health.DRAINING)
+_PREFERENCE = (Health.READY, Health.SUSPECT, Health.FAILING, Health.UNANSWERED, Health.DRAINING)
 
 
 def proxyless_resources(model: Model, settings: DataPlaneSettings) -> tuple[Resource, ...]:
@@ -96,7 +96,7 @@ def answering(model: Model) -> tuple[Endpoint, ...]:
         for endpoint in endpoints
     }
     exact = tuple(endpoint for endpoint in served if endpoint.instance not in newer)
-    if any(endpoint.health is not Health.DRAINING for endpoint in exact):
+    if any(endpoint.health not in (Health.DRAINING, Health.UNANSWERED) for endpoint in exact):
         return exact
     return served
 

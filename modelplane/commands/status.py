@@ -5,20 +5,25 @@ from __future__ import annotations
 import asyncio
 import shutil
 import sys
+import time
 from collections.abc import Sequence
 
 from modelplane.access import FleetConfig, read_fleet
 from modelplane.commandline import CommandLine
+from modelplane.fleet import Picture
 from modelplane.logs import LogOptions, configure
-from modelplane.table import table
+from modelplane.lost_leases import lost_leases, told
+from modelplane.planes import PlaneConfig, Report, ask_all, find_planes, named_planes
+from modelplane.table import clean, fit, table
 
 
 def command_line() -> CommandLine:
     """The flags."""
     return CommandLine(
         "status",
-        [FleetConfig, LogOptions],
-        description="Show models, versions and instances once, and why something is not served.",
+        [FleetConfig, PlaneConfig, LogOptions],
+        description="Show models, versions and instances once, why something is not served, and which instances\n"
+        "the control planes use on although their leases are lost.",
         examples=("modelplane status", "modelplane status --etcd etcd-0:2379"),
     )
 
@@ -27,8 +32,18 @@ def run(argv: Sequence[str]) -> int:
     """Print the table."""
     settings = command_line().parse(argv)
     configure(settings[LogOptions].logging)
-    picture = asyncio.run(read_fleet(settings[FleetConfig]))
+    picture, reports = asyncio.run(_read(settings[FleetConfig], settings[PlaneConfig]))
     # Whoever reads it through a pipe wants the whole lines.
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 10_000
-    sys.stdout.write("\n".join(table(picture, width)) + "\n")
+    lines = table(picture, width)
+    lines += [fit(clean(line), width) for line in lost_leases(reports, picture.planes, time.time())]
+    sys.stdout.write("\n".join(lines) + "\n")
     return 0
+
+
+async def _read(fleet: FleetConfig, config: PlaneConfig) -> tuple[Picture, list[Report]]:
+    picture = await read_fleet(fleet)
+    if not (config.control_plane or picture.planes):
+        return picture, []
+    planes = await find_planes(fleet, config) if config.control_plane else named_planes(picture)
+    return picture, told(await ask_all(planes, "/guard", config.timeout))

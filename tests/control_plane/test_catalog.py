@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from control_plane.catalog import Catalog
 from control_plane.model import Health, Model
-from control_plane.suspects import SuspectPolicy
+from control_plane.suspects import Hold, SuspectPolicy, Verdict
 from registry.follow import Changes, Connection, Snapshot
-from registry.keys import InstanceKey, Keyspace, ReadyKey
+from registry.keys import InstanceKey, Keyspace, PlaneKey, ReadyKey
 from registry.records import ReadyRecord, ReadyState, encode_ready
 
 SPACE = Keyspace()
@@ -48,6 +48,10 @@ class Registry:
         self.revision += 1
         keys = frozenset(key for entry in entries for key in entry)
         return self.catalog.apply(Changes(self.revision, {}, keys, relisted=relisted), now)
+
+    def hear(self, now: float) -> None:
+        """The watch tells of something that has no consequence: a replica's own record."""
+        self.put({SPACE.make(PlaneKey("p")): b"{}"}, now=now)
 
     def model(self, name: str = "m") -> Model:
         return self.catalog.models[name]
@@ -140,6 +144,7 @@ def test_a_lost_lease_is_used_on_until_the_grace_time_has_passed() -> None:
     registry.delete(instance("a"), ready("m", 1, "a"), now=100)
     assert [e.health for e in registry.model().endpoints(1)] == [Health.SUSPECT, Health.READY, Health.READY]
     assert registry.catalog.next_deadline(100) == 110
+    registry.hear(100.1)
     assert registry.catalog.expire(109.9) == frozenset()
     assert registry.catalog.expire(110) == {"m"}
     assert registry.instances() == ["b", "c"]
@@ -148,10 +153,67 @@ def test_a_lost_lease_is_used_on_until_the_grace_time_has_passed() -> None:
 
 def test_the_last_endpoint_is_never_given_up_for_a_lost_lease() -> None:
     registry = Registry(SuspectPolicy(grace=1))
-    registry.put(instance("a"), ready("m", 1, "a"))
+    registry.put(instance("a"), ready("m", 1, "a"), instance("b"))
     registry.delete(instance("a"), ready("m", 1, "a"), now=0)
+    registry.hear(1)
     assert registry.catalog.expire(1e6) == frozenset()
     assert registry.instances() == ["a"]
+    assert [one.hold for one in registry.catalog.suspicions(1e6)] == [Hold.LAST]
+
+
+def test_the_last_endpoint_goes_once_it_is_proved_not_to_answer_and_its_time_is_over() -> None:
+    registry = Registry(SuspectPolicy(grace=10))
+    registry.put(instance("a"), ready("m", 1, "a"), instance("b"))
+    registry.delete(instance("a"), ready("m", 1, "a"), now=0)
+    registry.hear(1)
+    assert registry.catalog.checked({"a": (Verdict.DEAD, "refuses")}) == frozenset(), "there is nowhere else to send to"
+    assert registry.catalog.expire(9.9) == frozenset()
+    assert registry.catalog.expire(10) == {"m"}
+    assert registry.catalog.models == {}
+
+
+def test_a_suspect_that_fails_its_checks_gets_nothing_new_where_another_answers() -> None:
+    registry = Registry(SuspectPolicy(grace=10))
+    registry.put(*(instance(name) | ready("m", 1, name) for name in "ab"))
+    registry.delete(instance("a"), ready("m", 1, "a"), now=0)
+    assert registry.catalog.checked({"a": (Verdict.DEAD, "refuses"), "b": (Verdict.DEAD, "no suspect")}) == {"m"}
+    assert [e.health for e in registry.model().endpoints(1)] == [Health.UNANSWERED, Health.READY]
+    registry.put(ready("m", 1, "b", DRAINING))
+    assert [e.health for e in registry.model().endpoints(1)] == [Health.SUSPECT, Health.DRAINING]
+    registry.put(ready("m", 1, "b"))
+    assert registry.catalog.checked({"a": (Verdict.ANSWERS, "")}) == {"m"}
+    assert [e.health for e in registry.model().endpoints(1)] == [Health.SUSPECT, Health.READY]
+
+
+def test_versions_whose_instances_do_not_answer_have_no_say_in_what_is_served() -> None:
+    registry = Registry()
+    registry.put(*(instance(name) | ready("m", 2 if name in "ab" else 1, name) for name in "abcd"))
+    registry.delete(*(instance(name) | ready("m", 2, name) for name in "ab"))
+    assert registry.model().served == 2
+    registry.catalog.checked(dict.fromkeys("ab", (Verdict.DEAD, "refuses")))
+    assert registry.model().served == 1
+
+
+def test_a_suspect_that_answers_is_used_on_and_its_explicit_removal_acts_at_once() -> None:
+    registry = Registry(SuspectPolicy(grace=10))
+    registry.put(*(instance(name) | ready("m", 1, name) for name in "abc"))
+    registry.delete(instance("a"), ready("m", 1, "a"), now=0)
+    registry.hear(1)
+    registry.catalog.checked({"a": (Verdict.ANSWERS, "")})
+    assert registry.catalog.expire(1e6) == frozenset()
+    assert [one.hold for one in registry.catalog.suspicions(1e6)] == [Hold.ANSWERS]
+    registry.put(instance("a"), ready("m", 1, "a"))
+    registry.delete(ready("m", 1, "a"))
+    assert registry.instances() == ["b", "c"]
+
+
+def test_a_suspect_whose_address_another_instance_has_is_given_up() -> None:
+    registry = Registry(SuspectPolicy(grace=10))
+    registry.put(*(instance(name) | ready("m", 1, name) for name in "ab"))
+    registry.delete(instance("a"), ready("m", 1, "a"), now=0)
+    registry.put(instance("heir-a"), ready("n", 1, "heir-a"), now=1)  # the address comes from the last letter
+    assert registry.instances() == ["b"]
+    assert registry.catalog.suspects == frozenset()
 
 
 def test_leases_lost_in_bulk_are_held_against_the_registry() -> None:
@@ -160,6 +222,7 @@ def test_leases_lost_in_bulk_are_held_against_the_registry() -> None:
         registry.put(instance(name), ready("m", 1, name))
     for name in "ab":
         registry.delete(instance(name), ready("m", 1, name), now=5)
+    registry.hear(6)
     assert registry.catalog.expire(20) == frozenset()
     registry.put(instance("a"), ready("m", 1, "a"), now=21)  # one came back: now it is a single loss
     assert registry.catalog.expire(21) == {"m"}
@@ -172,9 +235,19 @@ def test_after_the_bulk_hold_the_loss_is_believed() -> None:
         registry.put(instance(name), ready("m", 1, name))
     for name in "ab":
         registry.delete(instance(name), ready("m", 1, name), now=5)
+    registry.hear(6)
     assert registry.catalog.expire(64.9) == frozenset()
     assert registry.catalog.expire(65) == {"m"}
     assert registry.instances() == ["c"]
+
+
+def test_leases_lost_in_bulk_go_at_once_where_the_monitors_said_goodbye() -> None:
+    registry = Registry()
+    registry.put(*(instance(name) | ready("m", 1, name) for name in "abc"))
+    registry.delete(*(ready("m", 1, name) for name in "ab"))
+    registry.delete(*(instance(name) for name in "ab"))
+    assert registry.instances() == ["c"]
+    assert registry.catalog.suspects == frozenset()
 
 
 def test_nothing_is_given_up_while_the_registry_is_away() -> None:
@@ -185,7 +258,10 @@ def test_nothing_is_given_up_while_the_registry_is_away() -> None:
     registry.catalog.apply(Connection(connected=False, detail=""), 5)
     assert registry.catalog.next_deadline(5) is None
     assert registry.catalog.expire(1000) == frozenset()
+    registry.hear(900)
     registry.catalog.apply(Connection(connected=True, detail=""), 1000)
+    assert registry.catalog.expire(1010) == frozenset(), "nothing was heard since its return"
+    registry.hear(1001)
     assert registry.catalog.expire(1009) == frozenset()
     assert registry.catalog.expire(1010) == {"m"}
 
@@ -235,6 +311,7 @@ def test_what_drains_stays_through_a_wipe_of_etcd_because_envoy_must_go_on_repor
     assert registry.catalog.suspects == frozenset()
     registry.delete(*draining, now=20, relisted=True)
     assert set(registry.catalog.draining) == {"a"}
+    registry.put(instance("b"), now=21)
     assert registry.catalog.expire(30) == {"m"}, "it ended unseen; that it is the last endpoint is no reason to keep it"
     assert registry.catalog.draining == {}
     assert registry.catalog.models == {}

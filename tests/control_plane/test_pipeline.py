@@ -12,8 +12,8 @@ from control_plane.resources.resource import CLUSTER, CLUSTER_LOAD_ASSIGNMENT, E
 from control_plane.resources.settings import DataPlaneSettings
 from control_plane.xds.table import ResourceTable, TableChange
 from registry.follow import Changes, Snapshot
-from registry.keys import InstanceKey, Keyspace, ReadyKey
-from registry.records import ReadyRecord, ReadyState, encode_ready
+from registry.keys import InstanceKey, Keyspace, PlaneKey, ReadyKey
+from registry.records import PlaneRecord, ReadyRecord, ReadyState, encode_plane, encode_ready
 
 SPACE = Keyspace()
 
@@ -67,6 +67,17 @@ def test_an_empty_registry_is_not_believed_at_once() -> None:
     assert not table.ready, "the others may be on their way too"
     pipeline.expire(110.0)
     assert (table.ready, pipeline.next_deadline(110.0)) == (True, None)
+
+
+def test_a_registry_of_which_a_replica_says_that_leases_are_lost_is_not_believed_at_once() -> None:
+    table = ResourceTable()
+    pipeline = Pipeline(Catalog(SPACE), table, DataPlaneSettings(), empty_grace=10.0)
+    peer = {SPACE.make(PlaneKey("peer")): encode_plane(PlaneRecord(5, suspects=3))}
+    pipeline.apply(Snapshot(1, {**entries("m", 1, "a"), **peer}), 100.0)
+    assert not table.ready
+    assert pipeline.implausible == "another control plane says that 3 instances lost their leases"
+    pipeline.expire(110.0)
+    assert (table.ready, pipeline.implausible) == (True, "")
 
 
 def test_a_registry_with_an_instance_is_believed_at_once() -> None:

@@ -13,9 +13,10 @@ from modelplane.envoys import age, envoys
 from modelplane.errors import UserError
 from modelplane.fleet import Holding, Picture, State, Version
 from modelplane.lines import Line, Tone, show
+from modelplane.lost_leases import lost_leases
 from modelplane.planes import Plane, Report, resource_page
 from modelplane.quarantine import all_quarantined
-from registry.records import Condition, InstanceRecord
+from registry.records import Condition, InstanceRecord, PlaneRecord
 
 
 def type_of(**changed: Any) -> dict[str, Any]:
@@ -282,3 +283,40 @@ def test_colours_only_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_names_are_escaped_in_paths() -> None:
     assert resource_page("CDS", "@rest/a%20b", view="envoy") == "/resources/CDS/%40rest%2Fa%2520b?view=envoy"
     assert resource_page() == "/resources"
+
+
+def suspect(**changed: Any) -> dict[str, Any]:
+    usual = {"instance": "tfs-0", "servables": 2, "since": 990.0, "held": "lost in bulk", "until": 1050.0}
+    return {**usual, "check": "answers", "detail": "answers", **changed}
+
+
+def test_lost_leases_of_one_control_plane() -> None:
+    page = {
+        "waiting": "",
+        "suspects": [suspect(), suspect(instance="tfs-1", check="does not answer", detail="refuses")],
+    }
+    reports = [Report(Plane("plane-0", "h:1"), page)]
+    assert lost_leases(reports, {}, 1000.0) == [
+        "",
+        "LEASES LOST",
+        "INSTANCE  SINCE  SERVABLES  CHECK           USED ON FOR   UNTIL",
+        "tfs-0     10 s   2          answers         lost in bulk  in 50 s",
+        "tfs-1     10 s   2          fails: refuses  lost in bulk  in 50 s",
+    ]
+
+
+def test_lost_leases_of_several_control_planes_and_of_one_that_does_not_answer() -> None:
+    reports = [
+        Report(Plane("plane-0", "h:1"), {"waiting": "", "suspects": [suspect(until=None)]}),
+        Report(Plane("plane-1", "h:2"), {"waiting": "the registry holds no instance", "suspects": []}),
+        Report(Plane("plane-2", "h:3"), error="connection refused"),
+    ]
+    assert lost_leases(reports, {"plane-2": PlaneRecord(1, suspects=3)}, 1000.0) == [
+        "",
+        "LEASES LOST",
+        "plane-1 does not serve Envoys yet: the registry holds no instance",
+        "plane-2 says that 3 instances lost their leases, and can't be asked which: connection refused",
+        "CONTROL PLANE  INSTANCE  SINCE  SERVABLES  CHECK    USED ON FOR   UNTIL",
+        "plane-0        tfs-0     10 s   2          answers  lost in bulk  -",
+    ]
+    assert lost_leases([Report(Plane("plane-0", "h:1"), {"waiting": "", "suspects": []})], {}, 1000.0) == []

@@ -78,6 +78,8 @@ PLANES = st.builds(
     away=st.integers(0, 1000),
     servables=st.dictionaries(NAMES, st.dictionaries(NAMES, st.integers(0, 9), max_size=2), max_size=2),
     behind=st.lists(NAMES, max_size=3).map(tuple),
+    suspects=st.integers(0, 2**31),
+    canary=st.integers(0, 2**31),
 )
 ROLLS = st.builds(
     Roll,
