@@ -35,15 +35,25 @@ class FleetConfig:
     etcd: EtcdConfig = field(default_factory=EtcdConfig)
 
 
+def located(config: FleetConfig) -> tuple[FleetConfig, str]:
+    """The same with the etcd of a `modelplane up`, where that is what is meant; and what to say if it is silent."""
+    if config.etcd.endpoints != EtcdConfig().endpoints or config.prefix != DEFAULT_PREFIX:
+        return config, "; is it running there? Choose another with --etcd"
+    stack = running_stack(config.state)
+    if stack is None:
+        return config, f", and no `modelplane up` has its state in {config.state}; choose with --etcd or --state"
+    etcd = replace(config.etcd, endpoints=(stack.etcd,))
+    return replace(config, etcd=etcd, prefix=stack.prefix), "; is it running there? Choose another with --etcd"
+
+
+def silent(config: FleetConfig, otherwise: str) -> UserError:
+    """What to raise if etcd does not answer; both as `located` says."""
+    return UserError(f"etcd at {', '.join(config.etcd.addresses)} doesn't answer{otherwise}")
+
+
 async def read_fleet(config: FleetConfig) -> Picture:
     """The fleet as it is now. Raises UserError where etcd doesn't answer."""
-    otherwise = "; is it running there? Choose another with --etcd"
-    if config.etcd.endpoints == EtcdConfig().endpoints and config.prefix == DEFAULT_PREFIX:
-        stack = running_stack(config.state)
-        if stack is not None:
-            config = replace(config, etcd=replace(config.etcd, endpoints=(stack.etcd,)), prefix=stack.prefix)
-        else:
-            otherwise = f", and no `modelplane up` has its state in {config.state}; choose with --etcd or --state"
+    config, otherwise = located(config)
     keyspace = Keyspace(config.prefix)
     fleet = Fleet(keyspace)
     try:
@@ -57,5 +67,5 @@ async def read_fleet(config: FleetConfig) -> Picture:
                 if isinstance(update, Snapshot):
                     break
     except TimeoutError:
-        raise UserError(f"etcd at {', '.join(config.etcd.addresses)} doesn't answer{otherwise}") from None
+        raise silent(config, otherwise) from None
     return fleet.picture(time.monotonic())

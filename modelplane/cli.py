@@ -29,6 +29,8 @@ COMMANDS = {
     "status": Command("status", "show models, versions and instances, and why something is not served"),
     "get": Command("get", "get envoys: who is connected and what each has acknowledged; get quarantine: refusals"),
     "describe": Command("describe", "describe model NAME: versions, instances, clusters, and what was refused"),
+    "drain": Command("drain", "let an instance, or a model of it, end its requests and get no new ones; maybe stop it"),
+    "undrain": Command("undrain", "take a drain back"),
     "xds": Command("xds", "xds dump: print the resources that Envoys are sent, as JSON"),
     "control-plane": Command("control_plane", "turn the registry into Envoy configuration over xDS"),
     "monitor": Command("monitor", "watch one model server, or start and own it, and register what it serves"),

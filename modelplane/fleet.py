@@ -7,7 +7,7 @@ than the routing does.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Container, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
@@ -36,6 +36,7 @@ class State(StrEnum):
     LOADING = "loading"
     PROVING = "being tried"
     DRAINING = "draining"
+    DRAINED = "drained"
     SUSPECT = "lease lost"
     FAILING = "failing"
     """It answered before; asked only where no other instance is ready for the version."""
@@ -94,7 +95,8 @@ class Fleet:
         self._catalog = Catalog(keyspace)
         self._instances: dict[str, InstanceRecord] = {}
         self._planes: dict[str, PlaneRecord] = {}
-        self._failing: set[ReadyKey] = set()
+        self._special: dict[ReadyKey, State] = {}
+        """What may be no endpoint and is more than its servable tells."""
         self._connected = False
 
     def apply(self, update: Update, now: float) -> None:
@@ -118,7 +120,7 @@ class Fleet:
         return Picture(
             revision=self._catalog.revision,
             connected=self._connected,
-            versions=_versions(self._catalog.models, self._instances, self._failing),
+            versions=_versions(self._catalog.models, self._instances, self._special),
             instances=dict(sorted(self._instances.items())),
             planes=dict(self._planes),
         )
@@ -132,8 +134,11 @@ class Fleet:
                     case PlaneKey(replica):
                         self._planes[replica] = decode_plane(value)
                     case ReadyKey() as key:
-                        failing = decode_ready(value).state is ReadyState.FAILING
-                        (self._failing.add if failing else self._failing.discard)(key)
+                        state = _SPECIAL.get(decode_ready(value).state)
+                        if state is not None:
+                            self._special[key] = state
+                        else:
+                            self._special.pop(key, None)
             except RecordError:
                 # Somebody wrote nonsense; the last good record is the better thing to show.
                 continue
@@ -145,9 +150,10 @@ class Fleet:
             case PlaneKey(replica):
                 self._planes.pop(replica, None)
             case ReadyKey() as key:
-                self._failing.discard(key)
+                self._special.pop(key, None)
 
 
+_SPECIAL = {ReadyState.FAILING: State.FAILING, ReadyState.DRAINED: State.DRAINED}
 _HEALTH = {
     Health.READY: State.READY,
     Health.DRAINING: State.DRAINING,
@@ -158,12 +164,12 @@ _HEALTH = {
 
 
 def _versions(
-    models: Mapping[str, Model], instances: Mapping[str, InstanceRecord], failing: Container[ReadyKey]
+    models: Mapping[str, Model], instances: Mapping[str, InstanceRecord], special: Mapping[ReadyKey, State]
 ) -> tuple[Version, ...]:
     rows: defaultdict[tuple[str, int], dict[str, Holding]] = defaultdict(dict)
     for instance, record in instances.items():
         for servable in record.servables:
-            holding = _holding(servable, failing=ReadyKey(servable.model, servable.version, instance) in failing)
+            holding = _holding(servable, special.get(ReadyKey(servable.model, servable.version, instance)))
             if holding is not None:
                 rows[servable.model, servable.version][instance] = holding
     for model in models.values():
@@ -183,8 +189,10 @@ def _versions(
 _UNTOLD = Holding(State.PROVING)
 
 
-def _holding(servable: Servable, *, failing: bool) -> Holding | None:
+def _holding(servable: Servable, special: State | None) -> Holding | None:
     match servable.state:
+        case ServableState.AVAILABLE if special is State.DRAINED:
+            return Holding(State.DRAINED)
         case ServableState.START | ServableState.LOADING:
             return Holding(State.LOADING, servable.error)
         case ServableState.UNLOADING:
@@ -195,7 +203,7 @@ def _holding(servable: Servable, *, failing: bool) -> Holding | None:
         case ServableState.AVAILABLE if servable.proof is Proof.FAILED:
             # TF Serving says this of a model without its variables folder, too.
             reason = "it is AVAILABLE, but doesn't answer a Predict"
-            state = State.FAILING if failing else State.FAILED
+            state = special or State.FAILED
             return Holding(state, f"{reason}: {servable.proof_detail}" if servable.proof_detail else reason)
         case _:
             proof = f"{servable.proof.lower()}: {servable.proof_detail}" if servable.proof_detail else ""

@@ -44,11 +44,12 @@ class Option:
     separator: str | None = ","
     group: str = ""
     short: str = ""
+    name: str = ""
 
     @property
     def key(self) -> str:
         """The name in the TOML file."""
-        return self.flag.removeprefix("--")
+        return self.name or self.flag.removeprefix("--")
 
     @property
     def dest(self) -> str:
@@ -132,6 +133,7 @@ def _walk(config: type, path: tuple[str, ...], defaults: Any, group: str) -> typ
             separator=item.metadata.get("separator", ","),
             group=group,
             short=item.metadata.get("short", ""),
+            name=item.metadata.get("key", ""),
         )
 
 

@@ -14,7 +14,13 @@ is a new load and has to be proved again; END stays listed for the life of the s
     AVAILABLE, probe failed     -> key LOADING still: known, but no endpoint; probed again, for a model can recover
     UNLOADING, END, not listed  -> no key, at once
 
-With one exception to the last: where a server holds one version at a time, it swaps by itself, and answers whoever
+What an operator wants drained (`wish`) goes another way for as long as that is wanted:
+
+    AVAILABLE, proved or not    -> key DRAINING, until nothing is in flight (`drained`), and DRAINED from then on
+
+It is watched and proved all the while, so that it is READY at once when it is taken back.
+
+With one exception to the above: where a server holds one version at a time, it swaps by itself, and answers whoever
 names no version from the new one at once. The old key stays until the new version's first probe has ended, or the model
 would have no endpoint on this instance for that long although it never stopped answering.
 
@@ -34,6 +40,8 @@ from itertools import chain
 from monitor.known import KnownModel, KnownVersion, bridges_a_swap, cut, told_hang, told_proof, told_servables
 from monitor.proof_course import Course, ReproofPolicy, Reproofs, Standing
 from monitor.servables import Outcome, PollFailure, Probe, VersionStatus, WatchedModel
+from monitor.wished import Wished
+from registry.drains import DrainRecord
 from registry.keys import InstanceKey, Key, ReadyKey
 from registry.records import (
     Condition,
@@ -80,6 +88,7 @@ class MonitorCore:
         self._patient = patient
         self._models: dict[str, KnownModel] = {}
         self._draining = False
+        self._wished = Wished(instance, self._models)
         self._state = InstanceState.STARTING
         self._trouble = "no answer from the server yet"
         self._notice = ""
@@ -223,7 +232,24 @@ class MonitorCore:
             for version in model.versions.values():
                 # It bridges a swap that this monitor won't see the end of, and Envoy sends to it all the same.
                 version.kept = bridges_a_swap(model, version)
-        return any(version.ready for model in self._models.values() for version in model.versions.values())
+        versions = chain.from_iterable(model.versions.values() for model in self._models.values())
+        return any(version.ready and not version.drained for version in versions) or bool(self._wished.undrained())
+
+    def wish(self, wish: DrainRecord | None) -> None:
+        """An operator wants this drained and kept so; None: nothing any longer."""
+        self._wished.want(wish)
+        self._dirty.update(self._models)
+        self.touched = True
+        self.report("drain", self._wished.conditions())
+
+    def undrained(self) -> frozenset[ReadyKey]:
+        """What was handed over as DRAINING since an operator wants it so; `drained` ends that."""
+        return self._wished.undrained()
+
+    def drained(self, keys: Iterable[ReadyKey]) -> None:
+        """Nothing is in flight there."""
+        self._dirty |= self._wished.drained(keys)
+        self.touched = True
 
     # --- decisions ----------------------------------------------------------------------------------------------
 
@@ -363,7 +389,9 @@ class MonitorCore:
         keys = {}
         for number, version in sorted(model.versions.items()):
             state = self._ready_state(version)
-            if state is None and not self.draining and bridges_a_swap(model, version):
+            if held := self._wished.ready_state(model.watched.name, number, version):
+                state = held
+            elif state is None and not self.draining and bridges_a_swap(model, version):
                 state = ReadyState.READY
             if state is not None:
                 key = ReadyKey(model.watched.name, number, self.instance)
@@ -394,7 +422,7 @@ class MonitorCore:
             zone=endpoint.zone,
             capacity=endpoint.capacity,
             monitor_version=self._monitor_version,
-            state=self._state,
+            state=self._wished.instance_state(self._state),
             detail=cut("; ".join(troubles)),
             servables=tuple(chain.from_iterable(model.servables for model in models)),
             conditions=tuple(chain.from_iterable(self._conditions.values())),

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Iterable, Mapping
+from collections.abc import AsyncGenerator, Collection, Iterable, Mapping
 from contextlib import aclosing
 from typing import cast
 
 from registry.etcd import EtcdClient
 from registry.follow import Changes, Connection, Snapshot, Update, follow
-from registry.keys import Keyspace, PlaneKey
+from registry.keys import Keyspace, PlaneKey, ReadyKey
 from registry.leased import LeasedKeys
 from registry.records import PlaneRecord, RecordError, decode_plane
 
@@ -28,13 +28,15 @@ RETURN = 15.0
 
 
 class DrainWait:
-    """One instance's drain. `apply` takes what follow() tells of the `planes/` prefix; `now` is in monotonic seconds.
+    """One instance's drain, or that of some of its servables while it goes on with others. `apply` takes what follow()
+    tells of the `planes/` prefix; `now` is in monotonic seconds.
 
     `revision` may be changed: a wiped etcd, in which the instance is registered anew, counts from the beginning again.
     """
 
-    def __init__(self, instance: str, revision: int, keyspace: Keyspace) -> None:
+    def __init__(self, instance: str, revision: int, keyspace: Keyspace, servables: Collection[ReadyKey] = ()) -> None:
         self._instance = instance
+        self._servables = tuple(f"{key.model}@{key.version}" for key in servables)
         self.revision = revision
         self._keyspace = keyspace
         self._planes: dict[str, PlaneRecord | None] = {}
@@ -105,23 +107,43 @@ class DrainWait:
     def _reason(self, plane: PlaneRecord | None) -> str:
         if plane is None:
             return "its record can't be read"
+        named = f" ({', '.join(plane.behind)})" if plane.behind else ""
         if plane.converged_revision < self.revision:
             away = f" and {plane.away} that are away" if plane.away else ""
-            return f"its {plane.envoys} Envoys{away} are at revision {plane.converged_revision} of {self.revision}"
+            return (
+                f"its {plane.envoys} Envoys{away} are at revision {plane.converged_revision} of {self.revision}{named}"
+            )
         if plane.envoys == 0 and plane.away == 0:
             return ""
-        in_flight = plane.draining.get(self._instance)
+        in_flight = self._in_flight(plane)
         if in_flight is None:
             away = f", and {plane.away} are away" if plane.away else ""
-            return f"its Envoys have not reported their load yet{away}"
+            return f"its Envoys have not reported their load yet{away}{named}"
         return f"{in_flight} requests in flight" if in_flight else ""
+
+    def _in_flight(self, plane: PlaneRecord) -> int | None:
+        """What is known of these servables; else of all that drains of the instance, which these are among. (All that
+        there is where the control plane is older, and more than that on an instance that goes on.)"""
+        counts = (plane.servables or {}).get(self._instance, {})
+        if self._servables and all(one in counts for one in self._servables):
+            return sum(counts[one] for one in self._servables)
+        return plane.draining.get(self._instance)
 
 
 class Drain:
     """Waits until a drain that the registered keys already tell of is complete."""
 
-    def __init__(self, etcd: EtcdClient, leased: LeasedKeys, instance: str, keyspace: Keyspace) -> None:
+    def __init__(
+        self,
+        etcd: EtcdClient,
+        leased: LeasedKeys,
+        instance: str,
+        keyspace: Keyspace,
+        servables: Collection[ReadyKey] = (),
+    ) -> None:
+        """`servables`: those that drain while the instance goes on with others; none: it drains as a whole."""
         self._etcd = etcd
+        self._servables = servables
         self._leased = leased
         self._instance = instance
         self._keyspace = keyspace
@@ -133,7 +155,7 @@ class Drain:
 
     async def run(self) -> None:
         """Returns when it is complete; as long as etcd is away it is not. Bound it by cancellation."""
-        self._wait = wait = DrainWait(self._instance, await self._leased.flush(), self._keyspace)
+        self._wait = wait = DrainWait(self._instance, await self._leased.flush(), self._keyspace, self._servables)
         now = asyncio.get_running_loop().time()
         if self._leased.regranted_at is not None and now < self._leased.regranted_at + RETURN:
             wait.doubt(now)

@@ -24,6 +24,7 @@ from monitor.predecessor import stale_keys
 from monitor.proof_course import ReproofPolicy
 from monitor.signals import StopOrders
 from monitor.watch import Watch
+from monitor.wished_drain import WishedDrain
 from registry.addresses import join_address
 from registry.etcd import EtcdClient
 from registry.keys import Keyspace
@@ -120,17 +121,22 @@ class InstanceMonitor:
         leased.set(dict.fromkeys(inheriting.result()))
         log.info("instance %s: watching the server at %s, registry %s", name, client.target, config.prefix)
         async with asyncio.TaskGroup() as group:
-            registration = group.create_task(leased.run(), name="registration")
             watch = Watch(core, client, leased, config, plan.models, self._file, group, plan.flags)
             self._watch = watch
             watch.hold(self._held)
             for source, conditions in self._conditions.items():
                 watch.report(source, conditions)
+            stop = self._orders.stop.set if self._stop_server is not None else None
+            wished = WishedDrain(self._etcd, leased, self._keyspace, core, stop)
+            draining = group.create_task(wished.run(watch), name="wished drain")
+            registration = group.create_task(_register(leased, wished), name="registration")
             try:
                 await self._until_told_to_end()
+                draining.cancel()
                 await self._end(core, watch, leased)
             finally:
                 self._watch = None
+                draining.cancel()
                 watch.stop()
                 if not self._leaving:
                     await leased.close()
@@ -218,3 +224,9 @@ class InstanceMonitor:
 
     def _over(self, elapsed: float) -> bool:
         return self._ended.is_set() or self._orders.hasten.is_set() or elapsed >= self._config.drain_deadline
+
+
+async def _register(leased: LeasedKeys, wished: WishedDrain) -> None:
+    # What an operator wants kept drained must not be READY first.
+    await wished.known.wait()
+    await leased.run()

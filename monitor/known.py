@@ -28,6 +28,8 @@ class KnownVersion:
     course: Course = field(default_factory=Course)
     was_ready: bool = False
     """It was READY when the server let go of it."""
+    drained: bool = False
+    """An operator wants it drained, and nothing is in flight on it."""
     kept: bool = False
     """It bridges a swap that this monitor won't see the end of, since it drains."""
 

@@ -54,6 +54,8 @@ class Watch:
         self._group = group
         self._keyspace = Keyspace(config.prefix)
         self._scheduled = False
+        self.published = asyncio.Event()
+        """Set whenever something was handed over; whoever waits for it clears it."""
         self._probe_soon = asyncio.Event()
         self._prober = Prober(client, config.probe_deadline, group)
         self._probe_slots = asyncio.Semaphore(MOST_PROBES)
@@ -120,6 +122,7 @@ class Watch:
                     changes[self._keyspace.make(key)] = encode_ready(record)
         if changes:
             self._leased.set(changes)
+            self.published.set()
         self._probe_soon.set()
         self._poll(model.name for model in self._core.models)
 

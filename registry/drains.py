@@ -50,11 +50,13 @@ class DrainRecord:
         """Whether it is the instance, and not some models of it."""
         return not self.targets
 
-    def __str__(self) -> str:
-        said = "drained" if self.whole else f"{', '.join(map(str, self.targets))} drained"
-        who = f" by {self.by}" if self.by else ""
-        when = f" since {self.since}" if self.since else ""
-        return f"{said}{who}{when}" + (f": {self.message}" if self.message else "")
+
+def told_drain(record: DrainRecord, instance: str) -> str:
+    """The wish for people, with the mend."""
+    what = "all of it" if record.whole else ", ".join(map(str, record.targets))
+    asked = " ".join((f"by {record.by}" * bool(record.by), f"since {record.since}" * bool(record.since))).strip()
+    why = f" ({record.message})" if record.message else ""
+    return f"{what}, {asked or 'by nobody knows whom'}{why}; take it back with `modelplane undrain {instance}`"
 
 
 def added(known: DrainRecord | None, wish: DrainRecord) -> DrainRecord:
