@@ -29,6 +29,7 @@ _HEALTH = {
     ReadyState.DRAINING: Health.DRAINING,
 }
 _IN_USE = (ReadyState.READY, ReadyState.FAILING)
+_NO_ENDPOINT = (ReadyState.LOADING, ReadyState.DRAINED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,7 +248,7 @@ class Catalog:
             return
         # One that drains too: its monitor's own word would have come before the instance's key went. An endpoint that
         # Envoy is told to drop is left out of its load reports, requests in flight or not, and its server is stopped.
-        if record.state is not ReadyState.LOADING and key.instance not in self._instances:
+        if record.state not in _NO_ENDPOINT and key.instance not in self._instances:
             # One line per instance is the service's to say (guard.py): it may hold a thousand models.
             log.debug("model %s version %d on %s: lease lost, used on under suspicion", *_names(key))
             self._suspect_keys[key.instance].add(key)
@@ -310,7 +311,7 @@ class Catalog:
         several: set[int] = set()
         for (version, instance), record in sorted(records.items()):
             endpoints = versions[version]
-            if record.state in (ReadyState.LOADING, ReadyState.DRAINED):
+            if record.state in _NO_ENDPOINT:
                 continue
             doubted = ReadyKey(name, version, instance) in self._doubted(instance)
             health = Health.SUSPECT if doubted and record.state in _IN_USE else _HEALTH[record.state]

@@ -4,8 +4,9 @@ Invariant: each value comes from the first of flag, environment, file and defaul
 against a value names the place that it came from.
 
 A field's metadata: `help` (one line), `metavar`, `flag` (default: the field's name with dashes), `short` (a second flag
-of one letter), `choices`, and for a tuple `separator` (default a comma; None for values that may hold one). A field
-that is itself a dataclass becomes a group: its own fields say their flags. From `--xds-listen` follow
+of one letter), `key` (where the file's key and the variable shall not follow from the flag), `choices`, and for a tuple
+`separator` (default a comma; None for values that may hold one). A field that is itself a dataclass becomes a group:
+its own fields say their flags. From `--xds-listen` follow
 MODELPLANE_XDS_LISTEN and the file's key `xds-listen`.
 """
 

@@ -39,22 +39,20 @@ class Display:
     def show(self, progress: Progress) -> None:
         """What is waited for now."""
         self.waiting = progress.waiting
-        if self._as_json:
-            return
-        if self._screen.live:
+        if self._screen.live and not self._as_json:
             rows = [f"  waiting for {phrase}" for phrase in progress.waiting]
             self._screen.block([f"{self._title}  {self.seconds:.0f} s", *rows] if rows else [])
-            return
-        # One request less in flight is no news for a log.
-        kinds = frozenset(_NUMBERS.sub("", phrase) for phrase in progress.waiting)
-        if kinds - self._said:
-            self._screen.line(f"{self._title}: waiting for {'; '.join(progress.waiting)}")
-        self._said = kinds
 
     def tick(self) -> None:
-        """Some time has passed."""
-        if self._screen.live and self.waiting:
+        """A second has passed."""
+        if self._screen.live:
             self.show(Progress(False, self.waiting))
+        elif self.waiting and not self._as_json:
+            # One request less in flight is no news for a log.
+            kinds = frozenset(_NUMBERS.sub("", phrase) for phrase in self.waiting)
+            if kinds - self._said:
+                self._screen.line(f"{self._title}: waiting for {'; '.join(self.waiting)}")
+            self._said = kinds
 
     def end(self, text: str, document: dict[str, Any]) -> None:
         """The result: a line, or the document."""

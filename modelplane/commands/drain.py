@@ -149,8 +149,9 @@ async def until_done(registry: Wishes, follower: Follower, display: Display, dea
     try:
         while not (work.done() or stop.done()) and loop.time() < ends:
             timeout = min(1.0, max(0.0, ends - loop.time()))
-            await asyncio.wait({work, stop}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-            display.tick()
+            done, _ = await asyncio.wait({work, stop}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+            if not done:
+                display.tick()
         if work.done():
             work.result()
             return 0
