@@ -41,7 +41,7 @@ import grpc
 
 from monitor.client import CLASSIFY, PREDICT, REGRESS, CallError, ServerClient, model_spec
 from monitor.numbers import strange_numbers
-from monitor.open_calls import Answer, OpenCalls
+from monitor.open_calls import CALL, Answer, OpenCalls
 from monitor.pb import tfs_pb2 as tfs
 from monitor.servables import Outcome, Probe, Question
 from monitor.signature import CannotGuess, choose_signature, zeros
@@ -151,7 +151,10 @@ class Prober:
 
     async def _ask(self, probe: Probe, question: Question) -> Answer:
         key = (probe.model.name, probe.version, probe.incarnation)
-        return await self._calls.ask(key, question.method, question.request)
+        deadline = max(CALL, self._deadline)
+        # A second call sees whether it is just the first that was unlucky, which matters only where it is in use.
+        most = 2 if probe.question else 1
+        return await self._calls.ask(key, question.method, question.request, most=most, deadline=deadline)
 
 
 def _numbers(question: Question, answer: Answer) -> str:
