@@ -2,7 +2,7 @@
 any time, however often it is asked, and one that was never answered is followed by a rest that doubles.
 
 TensorFlow Serving gives a call's deadline to Session::Run (prediction_service_impl.cc), which then cancels the graph.
-But a kernel that blocks takes no notice and goes on holding one of the `--grpc_max_threads`, of which there are four per
+But a kernel that blocks takes no notice and goes on holding one of the `--grpc_max_threads`, of which there are four a
 core by default: a prober that asked anew after each deadline would sooner or later take all of them from the models
 that still answer. And a graph that loops for ever would keep a core busy. So a call whose answer is late is not given
 up when nobody waits for it any more, but kept for `CALL` seconds; who asks the same again waits for that answer too. A

@@ -35,6 +35,7 @@ empty tf.Example: a model whose features all have defaults answers it, others sa
 from __future__ import annotations
 
 import asyncio
+import re
 from dataclasses import replace
 
 import grpc
@@ -52,6 +53,8 @@ MOST_RECORDS = 3
 LARGEST_KEPT = 2**20
 """Bytes of a request that is kept to be asked again; a version with larger ones only is not."""
 _ABOUT_THE_VALUES = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.OUT_OF_RANGE)
+# The guess has the types that the signature tells, so it is the signature that is wrong (direct_session.cc).
+_OTHER_TYPE = re.compile(r"Expects arg\[\d+\] to be \w+ but \w+ is provided")
 _NOT_THE_MODELS = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 # The server is there and says no to the question itself: the version may still be fine.
 _NO_METADATA = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.PERMISSION_DENIED)
@@ -61,6 +64,8 @@ def judge(error: CallError | None, asked: str, *, guessed: bool) -> Outcome:
     """The table above; `asked` completes "answered …". None: it answered OK."""
     if error is None:
         return Outcome(Proof.PROVED, f"answered {asked}")
+    if guessed and _OTHER_TYPE.match(error.detail):
+        return Outcome(Proof.FAILED, f"its signature does not fit its graph: {error}")
     if guessed and error.code in _ABOUT_THE_VALUES:
         return Outcome(Proof.TRUSTED, f"it runs, but {asked} are not valid for it: {error}")
     return Outcome(Proof.FAILED, str(error), silent=error.code is grpc.StatusCode.DEADLINE_EXCEEDED)

@@ -71,6 +71,27 @@ def without_variables(base: Path, version: int = 1) -> Path:
     return _write(base, version, nodes, {"serving_default": _signature("x:0", "y:0", "DT_FLOAT")})
 
 
+def switched(base: Path, switch: Path, version: int = 1) -> Path:
+    """`y = 0.5 * x + b` that reads b from the file `switch` at each request: NOT_FOUND while it is absent, blocked
+    while it is a FIFO that nobody writes to. The path depends on the input, else TensorFlow would read it only once."""
+    number = "tensor { dtype: DT_INT32 tensor_shape { dim { size: 1 } } int_val: 0 }"
+    nodes = (
+        _placeholder("x", "DT_FLOAT")
+        + _scalar("a", 0.5)
+        + _node("ax", "Mul", ["x", "a"], T="type: DT_FLOAT")
+        + _node("text", "AsString", ["x"], T="type: DT_FLOAT")
+        + _node("nothing", "StaticRegexReplace", ["text"], pattern='s: ".*"', rewrite='s: ""')
+        + _node("first", "Const", [], dtype="type: DT_INT32", value=number)
+        + _node("joined", "ReduceJoin", ["nothing", "first"])
+        + _node("prefix", "Const", [], dtype="type: DT_STRING", value=_text(str(switch)))
+        + _node("path", "StringJoin", ["prefix", "joined"], N="i: 2")
+        + _node("read", "ReadFile", ["path"])
+        + _node("b", "StringToNumber", ["read"], out_type="type: DT_FLOAT")
+        + _node("y", "AddV2", ["ax", "b"], T="type: DT_FLOAT")
+    )
+    return _write(base, version, nodes, {"serving_default": _signature("x:0", "y:0", "DT_FLOAT")})
+
+
 def defaulted(base: Path, version: int = 1) -> Path:
     """`y = x + extra`, `also = x`; `extra` has the default 100."""
     nodes = (
@@ -203,6 +224,10 @@ def _strings(name: str, values: Sequence[str]) -> str:
     quoted = " ".join(f'string_val: "{value}"' for value in values)
     tensor = f"tensor {{ dtype: DT_STRING tensor_shape {{ dim {{ size: {len(values)} }} }} {quoted} }}"
     return _node(name, "Const", [], dtype="type: DT_STRING", value=tensor)
+
+
+def _text(value: str) -> str:
+    return f'tensor {{ dtype: DT_STRING tensor_shape {{ }} string_val: "{value}" }}'
 
 
 def _line(a: float, b: float, *, x: str = "x", placeholder: bool = True) -> str:
