@@ -1,5 +1,5 @@
-"""Spells an instance record so that etcd takes it. Pure. Invariant: the result is at most `limit` bytes, and what can't
-be served is left out last: it is what a reader looks for."""
+"""Spells an instance record so that etcd takes it, and not too often. Pure. Invariant: the result is at most `limit`
+bytes, and what can't be served is left out last: it is what a reader looks for."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ MOST_CONDITIONS = 50
 LIMIT = 1_000_000
 """Bytes; etcd refuses requests of more than 1.5 MiB, and other keys have to fit in too."""
 _SHORT = 80
+SMALL = 8192
+BYTES_PER_SECOND = 65_536
 
 
 def encode_bounded(record: InstanceRecord, limit: int = LIMIT) -> bytes:
@@ -46,3 +48,37 @@ def _shortened(servable: Servable) -> Servable:
 
 def _served(servable: Servable) -> bool:
     return servable.state is ServableState.AVAILABLE and servable.proof in (Proof.PROVED, Proof.TRUSTED)
+
+
+class PacedRecord:
+    """The record of an instance with many models names them all, and while these load one after another it would be
+    written anew for each: 14 MB for 1,000 models. So one of more than SMALL bytes is written at BYTES_PER_SECOND at
+    most; a new state of the instance, or another of its conditions, is told at once. The readiness keys never wait."""
+
+    def __init__(self) -> None:
+        self._waiting: InstanceRecord | None = None
+        self._urgent = False
+        self._told: InstanceRecord | None = None
+        self._next = 0.0
+
+    def offer(self, record: InstanceRecord) -> None:
+        """This is what shall be told next."""
+        told = self._told
+        urgent = told is None or (told.state, told.conditions) != (record.state, record.conditions)
+        self._waiting, self._urgent = record, urgent
+
+    def due(self) -> float | None:
+        """When `take` next has something; None: there is nothing to tell."""
+        if self._waiting is None:
+            return None
+        return 0.0 if self._urgent else self._next
+
+    def take(self, now: float) -> bytes | None:
+        """The record to write now, if any."""
+        due = self.due()
+        if self._waiting is None or due is None or due > now:
+            return None
+        encoded = encode_bounded(self._waiting)
+        self._told, self._waiting = self._waiting, None
+        self._next = now + (len(encoded) / BYTES_PER_SECOND if len(encoded) > SMALL else 0.0)
+        return encoded

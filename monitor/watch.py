@@ -1,6 +1,6 @@
 """Brings a MonitorCore together with the world: polls and probes the server, follows its config file, and hands what
 the core decides to the registry. Invariant: what the core has decided is handed over in the event loop's next round,
-all of one round in one transaction."""
+all of one round in one transaction, but for a large instance record, which may follow."""
 
 from __future__ import annotations
 
@@ -11,20 +11,24 @@ from collections.abc import Iterable
 from monitor.client import ServerClient
 from monitor.config import MonitorConfig
 from monitor.core import MonitorCore
-from monitor.instance_record import encode_bounded
+from monitor.folders import VersionFolders
+from monitor.instance_record import PacedRecord
 from monitor.model_config import ModelConfigFile
+from monitor.pace import Pace
 from monitor.poller import StatusPoller
 from monitor.prove import Prober
 from monitor.servables import Probe, WatchedModel
 from monitor.server_flags import ServerFlags
 from monitor.trap_watch import TrapWatch
-from registry.keys import Keyspace
+from registry.keys import InstanceKey, Keyspace
 from registry.leased import LeasedKeys
-from registry.records import Condition, InstanceRecord, encode_ready
+from registry.records import Condition, InstanceRecord, Proof, encode_ready
 
 log = logging.getLogger(__name__)
 
 CONFIG_FILE_INTERVAL = 1.0
+FOLDERS_INTERVAL = 0.5
+"""A server looks at its folders once a second by default; this is to be there before it has."""
 MOST_PROBES = 32
 _SLOT = 2.0
 """Seconds: a thousand models that become AVAILABLE together shall not flood the server, and those that hang in their
@@ -66,12 +70,16 @@ class Watch:
             core,
             self.publish_soon,
             group,
-            interval=config.poll_interval,
-            rate=config.poll_rate,
+            pace=Pace(interval=config.poll_interval, slowest=config.poll_slowest, rate=config.poll_rate),
             deadline=config.poll_deadline,
         )
-        self._tasks = [group.create_task(self._schedule_probes(), name="probes")]
-        self._tasks.append(group.create_task(TrapWatch(core, flags, self.publish_soon).run(), name="traps"))
+        self._record = PacedRecord()
+        self._record_timer: asyncio.TimerHandle | None = None
+        self._tasks = [
+            group.create_task(self._schedule_probes(), name="probes"),
+            group.create_task(self._follow_folders(), name="version folders"),
+            group.create_task(TrapWatch(core, flags, self.publish_soon).run(), name="traps"),
+        ]
         if file is not None:
             self._tasks.append(group.create_task(self._follow_file(file), name="model config file"))
         self._probes: set[asyncio.Task[None]] = set()
@@ -80,6 +88,7 @@ class Watch:
     def stop(self) -> None:
         """No more calls to the server."""
         self._poller.stop()
+        self._stop_record_timer()
         for task in (*self._tasks, *self._probes):
             task.cancel()
         self._prober.close()
@@ -117,14 +126,29 @@ class Watch:
                 case None:
                     changes[self._keyspace.make(key)] = None
                 case InstanceRecord():
-                    changes[self._keyspace.make(key)] = encode_bounded(record)
+                    self._record.offer(record)
                 case _:
                     changes[self._keyspace.make(key)] = encode_ready(record)
+        changes |= self._due_record()
         if changes:
             self._leased.set(changes)
             self.published.set()
         self._probe_soon.set()
         self._poll(model.name for model in self._core.models)
+
+    def _due_record(self) -> dict[str, bytes | None]:
+        self._stop_record_timer()
+        loop = asyncio.get_running_loop()
+        if (encoded := self._record.take(loop.time())) is not None:
+            return {self._keyspace.make(InstanceKey(self._core.instance)): encoded}
+        if (due := self._record.due()) is not None:
+            self._record_timer = loop.call_at(due, self.publish)
+        return {}
+
+    def _stop_record_timer(self) -> None:
+        if self._record_timer is not None:
+            self._record_timer.cancel()
+            self._record_timer = None
 
     def _poll(self, names: Iterable[str]) -> None:
         polled = frozenset(names)
@@ -153,6 +177,15 @@ class Watch:
                 else:
                     log.info("%s names %s", file.path, ", ".join(model.name for model in file.models) or "no model")
                 self._take_models()
+                # The server reads its file too, if it was told to, and then changes what it likes.
+                self._poller.sweep()
+
+    async def _follow_folders(self) -> None:
+        folders = VersionFolders()
+        while True:
+            changed = await asyncio.to_thread(folders.changed, self._core.models)
+            self._poller.hasten(changed)
+            await asyncio.sleep(FOLDERS_INTERVAL)
 
     async def _schedule_probes(self) -> None:
         clock = asyncio.get_running_loop().time
@@ -179,4 +212,7 @@ class Watch:
             proving.cancel()
         self._core.probed(probe, outcome, asyncio.get_running_loop().time())
         self._probe_soon.set()
+        if outcome.proof is Proof.FAILED:
+            # It may be on its way out.
+            self._poller.hasten([probe.model.name])
         self.publish_soon()

@@ -1,9 +1,10 @@
 """Changes cut into transactions. Invariant: the transactions, applied in order, leave what the changes leave, and each
-is within etcd's limits; changes that were made together are in one transaction wherever those limits allow. Pure."""
+is within etcd's limits; changes that were made together are in one transaction wherever those limits allow, and where
+they don't, those of one model still are. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeAlias
 
 from registry.etcd.model import encode_key
@@ -25,8 +26,33 @@ def size(key: str, value: bytes | None) -> int:
 
 
 def split(changes: Group) -> list[dict[str, bytes | None]]:
-    """Cut changes into groups that each fit into one transaction, in order. Raises ValueError for a value that fits
-    into none."""
+    """Cut changes into groups that each fit into one transaction, in order but for those of one model, which come
+    together. Raises ValueError for a value that fits into none."""
+    groups: list[dict[str, bytes | None]] = []
+    room = 0
+    for model in _by_model(changes):
+        needed = sum(size(*change) for change in model.items())
+        alone = needed > MAX_BYTES or len(model) > MAX_OPERATIONS
+        if alone or not groups or needed > room or len(groups[-1]) + len(model) > MAX_OPERATIONS:
+            pieces = _cut(model) if alone else [model]
+            groups += pieces
+            room = MAX_BYTES - sum(size(*change) for change in pieces[-1].items())
+        else:
+            groups[-1].update(model)
+            room -= needed
+    return groups
+
+
+def _by_model(changes: Group) -> Iterable[dict[str, bytes | None]]:
+    """A model's readiness keys are alike but for their last two segments, version and instance."""
+    models: dict[str, dict[str, bytes | None]] = {}
+    for key, value in changes.items():
+        models.setdefault(key.rsplit("/", 2)[0], {})[key] = value
+    return models.values()
+
+
+def _cut(changes: Group) -> list[dict[str, bytes | None]]:
+    """Cut what is too much for one transaction."""
     groups: list[dict[str, bytes | None]] = []
     room = 0
     for key, value in changes.items():
