@@ -3,8 +3,8 @@ folder. Nothing relies on it: the folders may be remote, or on another machine, 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
+from pathlib import Path
 
 from monitor.servables import WatchedModel
 
@@ -30,6 +30,6 @@ class VersionFolders:
 
 def _modified(folder: str) -> int:
     try:
-        return os.stat(folder).st_mtime_ns
+        return Path(folder).stat().st_mtime_ns
     except (OSError, ValueError):
         return 0

@@ -4,9 +4,9 @@ Invariant: there are never more than `rate` looks a second, one model is never l
 `interval` after its last answer, and as long as the server answers no model waits longer than `slowest` from one
 answer to its next look, or than 2 * models/`rate` where the rate does not allow that (and a few milliseconds).
 
-TensorFlow Serving has no call that tells of all its models, so each is asked by itself, some 0.4 ms of CPU here. That is
-0.7 ms if each wakes a sleeping process, so looks come a few at a time, with `interval` * BATCH between. Two queues share
-the looks:
+TensorFlow Serving has no call that tells of all its models, so each is asked by itself, some 0.4 ms of CPU here. That
+is 0.7 ms if each wakes a sleeping process, so looks come a few at a time, with `interval` * BATCH between. Two queues
+share the looks:
 
     round     all models, the one looked at least recently first, one after another at even distances. With few models
               each comes every `interval`; with more of them a tenth of the rate is used, and more only as far as

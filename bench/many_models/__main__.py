@@ -122,8 +122,8 @@ async def _run(args: argparse.Namespace, folder: Path) -> None:
             if args.seconds:
                 idle[size] = await _idle(fleet, args.seconds)
             if size == max(sizes) and args.changes:
-                for kind in filter(None, args.kinds.split(",")):
-                    changes.append(await _changes(fleet, kind, min(size, args.changes), args.load_time))
+                kinds = filter(None, args.kinds.split(","))
+                changes += [await _changes(fleet, kind, min(size, args.changes), args.load_time) for kind in kinds]
     print(f"From the monitor's start to the last READY key\n\n{table(registration)}\n")
     if idle:
         print(f"Polling while nothing changes, as a share of one core\n\n{table(_idle_rows(idle))}\n")

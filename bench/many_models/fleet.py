@@ -84,7 +84,8 @@ class Fleet:
     def start_monitor(self) -> ChildProcess:
         """The real command; its models come from a config file, as TF Serving's do."""
         rows = [
-            f'config {{ name: "{name(number)}" base_path: "{self.base_path(number)}" }}' for number in range(self.models)
+            f'config {{ name: "{name(number)}" base_path: "{self.base_path(number)}" }}'
+            for number in range(self.models)
         ]
         for number in range(self.models):
             self.base_path(number).joinpath("1").mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
 """A stand-in for a server with many models: `python -m bench.many_models.server PORT MODELS`.
 
-It answers GetModelStatus, GetModelMetadata and Predict as TF Serving does for as many small models as are asked for, and
-changes their states when told to. A TensorFlow Serving spends less on a call than this does: read its CPU as ratios.
+It answers GetModelStatus, GetModelMetadata and Predict as TF Serving does for as many small models as are asked for,
+and changes their states when told to. TensorFlow Serving spends less on a call than this does: read its CPU as ratios.
 """
 
 from __future__ import annotations

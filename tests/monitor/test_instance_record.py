@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
-from monitor.instance_record import LIMIT, encode_bounded
-from registry.records import Condition, InstanceRecord, Proof, Servable, ServableState, decode_instance, encode_instance
+from dataclasses import replace
+
+from monitor.instance_record import BYTES_PER_SECOND, LIMIT, PacedRecord, encode_bounded
+from registry.records import (
+    Condition,
+    InstanceRecord,
+    InstanceState,
+    Proof,
+    Servable,
+    ServableState,
+    decode_instance,
+    encode_instance,
+)
 
 GOOD = Servable("m", 1, ServableState.AVAILABLE, "", Proof.PROVED, "answered zeros for serving_default")
 BAD = Servable("m", 1, ServableState.AVAILABLE, "", Proof.FAILED, "x" * 1000)
@@ -46,3 +57,30 @@ def test_of_many_conditions_the_first_are_told_and_the_rest_counted() -> None:
 
 def test_there_is_always_a_record() -> None:
     assert decode_instance(encode_bounded(record(*[BAD] * 10), limit=300)).servables == ()
+
+
+def test_a_small_record_is_written_whenever_it_changes() -> None:
+    paced = PacedRecord()
+    for number in range(1, 10):
+        paced.offer(record(*[GOOD] * number))
+        assert decode_instance(paced.take(5.0) or b"").servables[number - 1].model == f"model-{number - 1:06d}"
+        assert paced.take(5.0) is None
+        assert paced.due() is None
+
+
+def test_a_large_record_is_written_at_a_rate_but_a_new_state_at_once() -> None:
+    paced, now = PacedRecord(), 100.0
+    paced.offer(record(*[GOOD] * 1000))
+    first = paced.take(now)
+    assert first is not None
+    paced.offer(record(*[GOOD] * 1001))
+    assert paced.take(now + 0.1) is None
+    paced.offer(newest := record(*[GOOD] * 1002))
+    due = paced.due()
+    assert due == now + len(first) / BYTES_PER_SECOND
+    assert decode_instance(paced.take(due) or b"") == newest
+    draining = replace(newest, state=InstanceState.DRAINING)
+    paced.offer(draining)
+    assert decode_instance(paced.take(due) or b"") == draining
+    paced.offer(troubled := replace(draining, conditions=(Condition("ReloadBlocked", "it blocks"),)))
+    assert decode_instance(paced.take(due) or b"") == troubled

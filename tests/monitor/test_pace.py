@@ -95,7 +95,9 @@ def distances(times: Iterable[float]) -> list[float]:
 
 
 EVENTS = st.lists(
-    st.tuples(st.floats(0.0, 3.0), st.sampled_from(["change", "unsettle", "settle", "hasten", "sweep", "deaf", "hear"])),
+    st.tuples(
+        st.floats(0.0, 3.0), st.sampled_from(["change", "unsettle", "settle", "hasten", "sweep", "deaf", "hear"])
+    ),
     max_size=12,
 )
 

@@ -64,3 +64,24 @@ def test_129_keys_of_one_set_are_two_transactions() -> None:
 def test_a_value_that_etcd_would_refuse_is_refused_before() -> None:
     with pytest.raises(ValueError, match="/k/1: a value of 2000000 bytes"):
         split({"/k/0": b"v", "/k/1": bytes(2_000_000)})
+
+
+_MODELS = st.dictionaries(st.integers(0, 200), st.integers(1, 6), max_size=120)
+
+
+@given(_MODELS)
+def test_a_models_keys_stay_together_where_all_do_not_fit(models: dict[int, int]) -> None:
+    # By version first, so that a model's keys are far from each other.
+    keys = [
+        f"/ready/m{model}/{version}/i" for version in range(6) for model, count in models.items() if version < count
+    ]
+    transactions = _transactions([*split(dict.fromkeys(keys, b"v"))])
+    for model in models:
+        holding = [changes for changes in transactions if any(key.startswith(f"/ready/m{model}/") for key in changes)]
+        assert len(holding) == 1
+
+
+def test_a_model_with_more_keys_than_a_transaction_holds_is_cut_all_the_same() -> None:
+    keys = [f"/ready/m/{version}/i" for version in range(300)]
+    groups = split({"/ready/a/1/i": b"v", **dict.fromkeys(keys, b"v"), "/ready/z/1/i": b"v"})
+    assert [len(group) for group in groups] == [1, 128, 128, 45]
