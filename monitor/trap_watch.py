@@ -7,13 +7,13 @@ the disk and nothing else, not even the monitor's own end.
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Callable, Mapping
 
 from monitor.core import MonitorCore
 from monitor.disk import Look, look
 from monitor.servables import Policy
 from monitor.server_flags import ServerFlags
+from monitor.threads import in_daemon_thread
 from monitor.traps import Limits, Traps
 
 INTERVAL, PER_MODEL = 1.0, 0.002
@@ -55,19 +55,4 @@ class TrapWatch:
 
 
 def _look_at(paths: Mapping[str, Policy | None]) -> asyncio.Future[Mapping[str, Look]]:
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[Mapping[str, Look]] = loop.create_future()
-
-    def finish(looks: Mapping[str, Look]) -> None:
-        if not done.done():
-            done.set_result(looks)
-
-    def work() -> None:
-        looks = {path: look(path, policy) for path, policy in paths.items()}
-        try:
-            loop.call_soon_threadsafe(finish, looks)
-        except RuntimeError:
-            return  # the loop has ended meanwhile, and with it the monitor
-
-    threading.Thread(target=work, name="disk", daemon=True).start()
-    return done
+    return in_daemon_thread(lambda: {path: look(path, policy) for path, policy in paths.items()}, "disk")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterable
+from functools import partial
 
 from monitor.client import ServerClient
 from monitor.config import MonitorConfig
@@ -20,6 +21,7 @@ from monitor.poller import StatusPoller
 from monitor.prove import Prober
 from monitor.servables import Probe, WatchedModel
 from monitor.server_flags import ServerFlags
+from monitor.threads import in_daemon_thread
 from monitor.trap_watch import TrapWatch
 from registry.keys import InstanceKey, Keyspace
 from registry.leased import LeasedKeys
@@ -188,8 +190,8 @@ class Watch:
     async def _follow_folders(self) -> None:
         folders = VersionFolders()
         while True:
-            changed = await asyncio.to_thread(folders.changed, self._core.models)
-            self._poller.hasten(changed)
+            models = self._core.models
+            self._poller.hasten(await in_daemon_thread(partial(folders.changed, models), "version folders"))
             await asyncio.sleep(FOLDERS_INTERVAL)
 
     async def _schedule_probes(self) -> None:

@@ -55,12 +55,10 @@ async def test_two_hundred_models_in_few_transactions_and_gone_as_fast_as_one(et
             server.models = {name: {2: AVAILABLE, 1: END} for name in names}
             await eventually(lambda: _ready(registry, 200), "the second versions", timeout=SLOWEST + 10)
             await _swapped(registry, transactions[seen:], names)
-            asked = len(server.requests("GetModelStatus"))
             await server.stop()
             began = time.monotonic()
             await eventually(lambda: _ready_or_not(registry), "nothing to be registered")
             assert time.monotonic() - began < 5.0, "its heartbeat is as fast as ever"
-            assert len(server.requests("GetModelStatus")) == asked
         following.cancel()
 
 
