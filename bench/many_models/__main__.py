@@ -100,7 +100,7 @@ async def _changes(fleet: Fleet, kind: str, count: int, load_time: float) -> lis
     # Versions are numbered by kind, and every model goes through all kinds in turn.
     for number in range(count):
         await fleet.set({name(number): {version - 1: "AVAILABLE"}})
-    await asyncio.sleep(3 * _CALM)
+    await asyncio.sleep(2 * _CALM if fleet.models > 100 else _CALM)
     for group in groups:
         delays += await _change(fleet, kind, group, version, load_time)
         await asyncio.sleep(_CALM + random.uniform(0.0, 1.0))
