@@ -73,6 +73,7 @@ class StatusPoller:
     def watch(self, names: Iterable[str]) -> None:
         """Poll these models and no others."""
         wanted = set(names) or {PING}
+        self._stopped = False
         for name in self._models.keys() - wanted:
             del self._models[name]
             if look := self._looks.pop(name, None):
@@ -93,13 +94,15 @@ class StatusPoller:
         self._go_on()
 
     def stop(self) -> None:
-        """End all polling."""
+        """End all polling, until `watch` is called again."""
         self._stopped = True
         if self._timer is not None:
             self._timer.cancel()
         for look in self._looks.values():
             look.cancel()
         self._looks.clear()
+        self._models.clear()
+        self._pace.watch((), self._clock())
 
     def _go_on(self) -> None:
         """Begin the looks that are due, and be called again when the next one is."""

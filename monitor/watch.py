@@ -159,7 +159,7 @@ class Watch:
 
     def _poll(self, names: Iterable[str]) -> None:
         polled = frozenset(names)
-        if self._held:
+        if self._held or self._stopped:
             return
         if polled != self._polled:
             self._polled = polled
