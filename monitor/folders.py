@@ -3,8 +3,8 @@ folder. Nothing relies on it: the folders may be remote, or on another machine, 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
-from pathlib import Path
 
 from monitor.servables import WatchedModel
 
@@ -30,6 +30,7 @@ class VersionFolders:
 
 def _modified(folder: str) -> int:
     try:
-        return Path(folder).stat().st_mtime_ns
+        # A Path costs four times what the call does, and there may be a thousand of them a second.
+        return os.stat(folder).st_mtime_ns  # noqa: PTH116
     except (OSError, ValueError):
         return 0

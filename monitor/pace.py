@@ -5,8 +5,8 @@ Invariant: there are never more than `rate` looks a second, one model is never l
 answer to its next look, or than 2 * models/`rate` where the rate does not allow that (and a few milliseconds).
 
 TensorFlow Serving has no call that tells of all its models, so each is asked by itself, some 0.4 ms of CPU here. That
-is 0.7 ms if each wakes a sleeping process, so looks come a few at a time, with `interval` * BATCH between. Two queues
-share the looks:
+is 0.7 ms if each wakes a sleeping process, so looks come a few at a time, with `interval` * BATCH between, and the
+round's up to an `interval` before their time. Two queues share the looks:
 
     round     all models, the one looked at least recently first, one after another at even distances. With few models
               each comes every `interval`; with more of them a tenth of the rate is used, and more only as far as
@@ -159,7 +159,9 @@ class Pace:
         return max(batch, self._free_at - (self.batch - 1) * self._gap)
 
     def _choose(self, now: float) -> str | None:
-        round_due, restless_due = self._round_due(), self._restless_due()
+        # Who is awake looks ahead.
+        ahead = self._interval if self._batch_at == now else 0.0
+        round_due, restless_due = self._round_due(ahead), self._restless_due()
         in_round = round_due is not None and round_due <= now
         in_restless = restless_due is not None and restless_due <= now
         if in_round and not (in_restless and self._round_had_it):
@@ -182,7 +184,7 @@ class Pace:
         even = min(self._gap / IDLE_SHARE, self._slowest / count, self._interval)
         return max(even, self._gap, self._interval / count)
 
-    def _round_due(self) -> float | None:
+    def _round_due(self, ahead: float = 0.0) -> float | None:
         if not self._round:
             return None
         ended = self._models[next(iter(self._round))].ended
@@ -191,7 +193,7 @@ class Pace:
         if self._sweep:
             return ended + self._interval
         # As models come and go the even distances may change: the bound is the bound.
-        return max(ended + self._interval, min(self._round_at, ended + self._slowest))
+        return max(ended + self._interval, min(self._round_at, ended + self._slowest) - ahead)
 
     def _restless_due(self) -> float | None:
         if self.silent:

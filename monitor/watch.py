@@ -30,8 +30,9 @@ from registry.records import Condition, InstanceRecord, Proof, encode_ready
 log = logging.getLogger(__name__)
 
 CONFIG_FILE_INTERVAL = 1.0
-FOLDERS_INTERVAL = 0.5
-"""A server looks at its folders once a second by default; this is to be there before it has."""
+FOLDERS_INTERVAL, FOLDERS_PER_MODEL = 0.5, 0.001
+"""Seconds, at least, and for each model. A server looks at its folders once a second by default; this is to be there
+before it has."""
 MOST_PROBES = 32
 _SLOT = 2.0
 """Seconds: a thousand models that become AVAILABLE together shall not flood the server, and those that hang in their
@@ -192,7 +193,7 @@ class Watch:
         while True:
             models = self._core.models
             self._poller.hasten(await in_daemon_thread(partial(folders.changed, models), "version folders"))
-            await asyncio.sleep(FOLDERS_INTERVAL)
+            await asyncio.sleep(max(FOLDERS_INTERVAL, FOLDERS_PER_MODEL * len(models)))
 
     async def _schedule_probes(self) -> None:
         clock = asyncio.get_running_loop().time
