@@ -28,7 +28,8 @@ def version_of(answer: bytes) -> int:
     return int(tfs_pb2.PredictRequest.FromString(b"\x0a" + answer[1:]).model_spec.version.value)
 
 
-def _answer(model: str, version: int) -> bytes:
+def answer(model: str, version: int) -> bytes:
+    """What such an instance answers: which version it used."""
     spec = tfs_pb2.ModelSpec(name=model)
     spec.version.value = version
     return bytes(bytes_field(2, spec.SerializeToString()))
@@ -59,7 +60,7 @@ class Instance(grpc.GenericRpcHandler):
         wanted = spec.version.value if spec.HasField("version") else max(held, default=0)
         if wanted not in held:
             await context.abort(grpc.StatusCode.INTERNAL, f"{spec.name} {wanted} is not on the instance {self._port}")
-        return _answer(spec.name, wanted)
+        return answer(spec.name, wanted)
 
 
 async def _main(ports: Iterable[int]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import signal
 import subprocess
 import time
@@ -21,7 +23,51 @@ class Tls:
     key: Path
 
 
-class Etcd:
+class Operator:
+    """What somebody with etcdctl may do to an etcd, by mistake or to mend it. All of it blocks."""
+
+    def ctl(self, *arguments: str) -> str:
+        raise NotImplementedError
+
+    def compact(self) -> None:
+        """Forget all history up to now, and give the space back: whoever was away can't catch up by watching."""
+        status = json.loads(self.ctl("endpoint", "status", "--write-out", "json"))
+        self.ctl("compact", str(status[0]["Status"]["header"]["revision"]))
+        self.ctl("defrag")
+
+    def revoke_leases(self) -> int:
+        """End every lease, and so delete what hangs on it; how many there were."""
+        leases = [line.strip() for line in self.ctl("lease", "list").splitlines()[1:] if line.strip()]
+        for lease in leases:
+            # One may have ended by itself meanwhile.
+            with contextlib.suppress(AssertionError):
+                self.ctl("lease", "revoke", lease)
+        return len(leases)
+
+    def delete_all(self, prefix: str) -> None:
+        """Delete every key under a prefix, leases or not."""
+        self.ctl("del", "--prefix", prefix)
+
+    def fill_up(self) -> None:
+        """Write until etcd refuses for want of space (start it with a small --quota-backend-bytes)."""
+        # An argument may have 128 KiB at most.
+        for number in range(10_000):
+            try:
+                self.ctl("put", f"/full/{number}", "x" * 120_000)
+            except AssertionError as error:
+                if "database space exceeded" not in str(error):
+                    raise
+                return
+        raise AssertionError("etcd took all that was written: is its quota too large?")
+
+    def make_room(self) -> None:
+        """Mend it as an operator does."""
+        self.ctl("del", "--prefix", "/full/")
+        self.compact()
+        self.ctl("alarm", "disarm")
+
+
+class Etcd(Operator):
     """One member on free ports. It can be frozen, thawed, killed, and started again with or without its data."""
 
     def __init__(self, folder: Path, *arguments: str, tls: Tls | None = None) -> None:
@@ -34,6 +80,10 @@ class Etcd:
     @property
     def endpoint(self) -> str:
         return f"127.0.0.1:{self.port}"
+
+    @property
+    def endpoints(self) -> tuple[str, ...]:
+        return (self.endpoint,)
 
     @property
     def _url(self) -> str:
@@ -112,8 +162,8 @@ class Etcd:
         self.child.stop()
 
 
-class EtcdCluster:
-    """Three members on free ports, each of which can be killed and started again."""
+class EtcdCluster(Operator):
+    """Three members on free ports, each of which can be killed and started again, frozen and thawed."""
 
     def __init__(self, folder: Path) -> None:
         self._folders = [folder / f"member-{index}" for index in range(3)]
@@ -150,9 +200,13 @@ class EtcdCluster:
 
     def restart(self, index: int) -> None:
         """Start a killed member again, with its data."""
+        self.launch(index)
+        self.wait(index)
+
+    def launch(self, index: int) -> None:
+        """The same without waiting: one of several that are down serves only once there are enough of them."""
         self.children[index].stop()
         self.children[index] = self._launch(index)
-        self.wait(index)
 
     def leader(self) -> int:
         """Which member leads."""
@@ -162,6 +216,10 @@ class EtcdCluster:
                 if columns[4] == "true":
                     return index
         raise AssertionError("no member leads")
+
+    def ctl(self, *arguments: str) -> str:
+        """Run etcdctl, which asks any of the members; its output."""
+        return _run(["etcdctl", "--endpoints", ",".join(self.endpoints), *arguments])
 
     def close(self) -> None:
         for child in self.children:

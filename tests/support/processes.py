@@ -45,6 +45,11 @@ def binary(name: str) -> str:
     return found
 
 
+def children_of(pid: int) -> list[int]:
+    """The pids of a process's direct children."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
 class ChildProcess:
     """A child whose output goes to a file. Use as a context manager; leaving it kills the whole session it started."""
 

@@ -19,15 +19,10 @@ from registry.records import InstanceRecord, PlaneRecord, ReadyRecord, decode_in
 from tests.support.envoy import Envoy
 from tests.support.etcd import Etcd
 from tests.support.model_server import model_config
-from tests.support.processes import ChildProcess, free_port, wait_for_port
+from tests.support.processes import ChildProcess, children_of, free_port, wait_for_port
 from tests.support.waiting import eventually
 
 _MODELPLANE = (sys.executable, "-m", "modelplane")
-
-
-def children_of(pid: int) -> list[int]:
-    """The pids of a process's direct children."""
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def rest(stack: Stack, path: str, body: Any = None) -> tuple[int, Any]:

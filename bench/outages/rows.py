@@ -1,0 +1,228 @@
+"""The rows: one way each of breaking etcd and of putting it right. While it is broken the fleet changes (World.change),
+so that the registry is wrong when etcd is back and has to become right again."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from bench.churn.probes import Probes
+from bench.outages.fleet import SLOW
+from bench.outages.world import World
+from registry.keys import Keyspace
+from tests.support.etcd import Etcd, EtcdCluster
+from tests.support.processes import ChildProcess
+from tests.support.waiting import eventually
+
+PREFIX = Keyspace().prefix
+
+
+@dataclass(frozen=True)
+class Row:
+    """`cluster`: it needs an etcd of three members."""
+
+    text: str
+    fault: Callable[[World], Awaitable[None]]
+    cluster: bool = False
+
+
+def _etcd(world: World) -> Etcd:
+    assert isinstance(world.fleet.etcd, Etcd)
+    return world.fleet.etcd
+
+
+def _cluster(world: World) -> EtcdCluster:
+    assert isinstance(world.fleet.etcd, EtcdCluster)
+    return world.fleet.etcd
+
+
+def _frozen(leases: float) -> Callable[[World], Awaitable[None]]:
+    async def fault(world: World) -> None:
+        etcd = _etcd(world)
+        await world.do(etcd.freeze)
+        world.gone()
+        await world.change()
+        await world.lasting(leases)
+        etcd.thaw()
+        await world.back()
+
+    return fault
+
+
+async def _killed(world: World) -> None:
+    etcd = _etcd(world)
+    await world.do(etcd.kill)
+    world.gone()
+    await world.change()
+    await world.do(etcd.restart)
+    await world.back()
+
+
+async def _emptied(world: World) -> None:
+    etcd = _etcd(world)
+    await world.do(etcd.kill)
+    world.gone()
+    await world.change()
+    await world.do(lambda: etcd.restart(empty=True))
+    await world.back()
+
+
+async def _restored(world: World) -> None:
+    etcd = _etcd(world)
+    backup = world.fleet.folder / "backup.db"
+    backup.unlink(missing_ok=True)
+    await world.do(lambda: etcd.backup(backup))
+    # So the snapshot has an instance that is dead by then, and lacks one that lives.
+    await world.change()
+    await world.settle()
+    await world.do(etcd.kill)
+    world.gone()
+    await world.change()
+    await world.do(lambda: etcd.restart_from(backup))
+    await world.back()
+
+
+async def _compacted(world: World) -> None:
+    etcd = _etcd(world)
+    planes = [replica.child for replica in world.fleet.replicas]
+    for plane in planes:
+        await world.do(plane.freeze)
+    # Their connections break, and nobody sees it but the monitors.
+    await world.do(etcd.kill)
+    world.gone()
+    await world.do(etcd.restart)
+    await world.change()
+    await world.lasting(0.5)
+    await world.do(etcd.compact)
+    for plane in planes:
+        plane.thaw()
+    await world.back()
+
+
+async def _revoked(world: World) -> None:
+    await world.change()
+    world.gone()
+    await world.do(world.fleet.etcd.revoke_leases)
+    await world.back()
+
+
+async def _deleted(world: World) -> None:
+    await world.change()
+    world.gone()
+    await world.do(lambda: world.fleet.etcd.delete_all(PREFIX))
+    await world.back()
+
+
+async def _full(world: World) -> None:
+    etcd = _etcd(world)
+    await world.do(etcd.fill_up)
+    world.gone()
+    await world.change()
+    await world.lasting(1)
+    await world.do(etcd.make_room)
+    await world.back()
+
+
+async def _drained(world: World) -> None:
+    """A drain with a long request in flight, through an outage of three lease times."""
+    fleet, etcd = world.fleet, _etcd(world)
+    fleet.set_delay(3 * world.ttl + 4)
+    async with Probes(fleet.address, lambda: SLOW, connections=6, timeout=10 * world.ttl + 60) as slow:
+        # Those of the first moment are in flight at the least loaded of all instances: on each of them.
+        await asyncio.sleep(0.5)
+        leaving, comer = world.chance.choice(fleet.living), fleet.dead[0]
+        monitor = fleet.drain(leaving)
+        world.changes.append(f"{leaving.name} drained, {comer.name} came")
+        await eventually(
+            lambda: "draining" in monitor.output.rpartition("watching the server")[2], "the drain to begin"
+        )
+        await asyncio.sleep(0.3)
+        await world.do(etcd.freeze)
+        world.gone()
+        fleet.start(comer)
+        await world.lasting(3)
+        etcd.thaw()
+        await world.back()
+        await eventually(lambda: not monitor.alive(), "the drained instance to end", 4 * world.ttl + 40)
+        fleet.set_delay(0)
+    assert "drained in" in _last_run(monitor), _last_run(monitor)[-2000:]
+    world.extra.extend(slow.outcomes)
+
+
+def _last_run(monitor: ChildProcess) -> str:
+    return monitor.output.rpartition("watching the server")[2]
+
+
+async def _member_killed(world: World, index: int) -> None:
+    cluster = _cluster(world)
+    await world.do(lambda: cluster.kill(index))
+    world.gone()
+    await world.change()
+    await world.back()
+    world.mend = lambda: cluster.restart(index)
+
+
+async def _member_frozen(world: World, index: int) -> None:
+    cluster = _cluster(world)
+    await world.do(lambda: cluster.freeze(index))
+    world.gone()
+    await world.change()
+    await world.lasting(3)
+    # It may take itself for what it was, the leader of old, who ends leases (etcd issue 15247).
+    cluster.thaw(index)
+    await world.back()
+
+
+async def _first_follower(world: World) -> int:
+    leader = await asyncio.to_thread(_cluster(world).leader)
+    # Clients begin with the first, and stay while it answers.
+    return 1 if leader == 0 else 0
+
+
+async def _follower_killed(world: World) -> None:
+    await _member_killed(world, await _first_follower(world))
+
+
+async def _leader_killed(world: World) -> None:
+    await _member_killed(world, await asyncio.to_thread(_cluster(world).leader))
+
+
+async def _follower_frozen(world: World) -> None:
+    await _member_frozen(world, await _first_follower(world))
+
+
+async def _leader_frozen(world: World) -> None:
+    await _member_frozen(world, await asyncio.to_thread(_cluster(world).leader))
+
+
+async def _quorum_lost(world: World) -> None:
+    cluster = _cluster(world)
+    pair = world.chance.sample(range(3), 2)
+    for index in pair:
+        await world.do(lambda index=index: cluster.kill(index))
+    world.gone()
+    await world.change()
+    await world.lasting(1.5)
+    for index in pair:
+        await world.do(lambda index=index: cluster.launch(index))
+    await world.back()
+
+
+ROWS: dict[str, Row] = {
+    "frozen-briefly": Row("SIGSTOP for half a lease", _frozen(0.5)),
+    "frozen": Row("SIGSTOP for three leases", _frozen(3)),
+    "killed": Row("kill -9, restarted with its data", _killed),
+    "emptied": Row("kill -9, restarted without its data", _emptied),
+    "restored": Row("restored from an old snapshot", _restored),
+    "compacted": Row("compacted and defragmented while the control planes are away", _compacted),
+    "revoked": Row("every lease revoked by an operator", _revoked),
+    "deleted": Row("every key deleted by an operator", _deleted),
+    "full": Row("quota used up (NOSPACE), then mended", _full),
+    "drained": Row("SIGSTOP for three leases during a drain", _drained),
+    "follower-killed": Row("one of three killed, the one that clients use", _follower_killed, cluster=True),
+    "leader-killed": Row("the leader of three killed", _leader_killed, cluster=True),
+    "follower-frozen": Row("SIGSTOP of one of three for three leases", _follower_frozen, cluster=True),
+    "leader-frozen": Row("SIGSTOP of the leader of three for three leases", _leader_frozen, cluster=True),
+    "quorum-lost": Row("two of three killed for a lease and a half", _quorum_lost, cluster=True),
+}
