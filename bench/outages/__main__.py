@@ -44,6 +44,8 @@ async def _run(args: argparse.Namespace, folder: Path) -> list[Seen]:
                 one = await World(fleet, f"{args.seed} {name}").run(name, ROWS[name].fault)
                 seen.append(one)
                 print(f"{name}: {one.changed}; registry {one.registry:.2f} s, Envoys {one.envoys:.2f} s", flush=True)
+                if one.last:
+                    print(f"  last: {one.last}", flush=True)
                 if one.errors:
                     print(f"  errors: {one.said}", flush=True)
     return seen

@@ -71,6 +71,8 @@ class Fleet:
         self.envoys: list[Envoy] = []
         names = [f"i{number}" for number in range(instances)]
         self._all = {name: Instance(name, free_port(), folder, {}) for name in names}
+        self.leaving: list[Instance] = []
+        """Those that drain: no new requests, but their keys and endpoints may stand."""
         self.version = 1
         self._stack = AsyncExitStack()
 
@@ -170,6 +172,7 @@ class Fleet:
     def drain(self, instance: Instance) -> ChildProcess:
         """SIGTERM; the monitor's process, to wait for."""
         monitor = self._declare_dead(instance)
+        self.leaving.append(instance)
         monitor.send(signal.SIGTERM)
         self._stack.push_async_callback(asyncio.to_thread, monitor.stop)
         return monitor
@@ -218,9 +221,10 @@ class Fleet:
             return f"etcd does not answer: {error}"
         wanted = {_SPACE.make(key) for key in self._keys(self.living)}
         wrong: set[str] = set()
+        passing = {_SPACE.make(key) for key in self._keys(self.leaving)}
         for entry in listing.entries:
             key = _SPACE.parse(entry.key)
-            if isinstance(key, ReadyKey | InstanceKey):
+            if isinstance(key, ReadyKey | InstanceKey) and entry.key not in passing:
                 good = entry.key in wanted and (isinstance(key, InstanceKey) or _is_ready(entry.value))
                 wanted.discard(entry.key)
                 if not good:
@@ -255,6 +259,15 @@ class Fleet:
                     return f"envoy-{number} has {cluster} on {', '.join(have) or 'nothing'}"
         return ""
 
+    def in_flight(self, instance: Instance, model: str) -> int:
+        """Requests for a model that the Envoys have under way on an instance. Blocks."""
+        counts = [_hosts(envoy).get((model, instance.port), ("", 0))[1] for envoy in self.envoys]
+        return sum(counts)
+
+    def drains(self, instance: Instance, model: str) -> bool:
+        """Whether every Envoy knows the instance as one that drains. Blocks."""
+        return all(_hosts(envoy).get((model, instance.port), ("", 0))[0] == "DRAINING" for envoy in self.envoys)
+
 
 def _is_ready(value: bytes) -> bool:
     try:
@@ -263,13 +276,21 @@ def _is_ready(value: bytes) -> bool:
         return False
 
 
+def _hosts(envoy: Envoy) -> dict[tuple[str, int], tuple[str, int]]:
+    """By cluster and port: what the control plane says of the endpoint's health, and how many requests it has now."""
+    found: dict[tuple[str, int], tuple[str, int]] = {}
+    for cluster in json.loads(envoy.admin("/clusters?format=json")).get("cluster_statuses", ()):
+        for host in cluster.get("host_statuses", ()):
+            port = host["address"]["socket_address"]["port_value"]
+            active = {stat["name"]: int(stat.get("value", 0)) for stat in host.get("stats", ())}.get("rq_active", 0)
+            found[cluster["name"], port] = host["health_status"].get("eds_health_status", ""), active
+    return found
+
+
 def _endpoints(envoy: Envoy) -> dict[str, set[int]]:
     """The ports of each cluster that new requests are sent to, as far as the control plane has its way."""
     found: dict[str, set[int]] = {}
-    for cluster in json.loads(envoy.admin("/clusters?format=json")).get("cluster_statuses", ()):
-        found[cluster["name"]] = {
-            host["address"]["socket_address"]["port_value"]
-            for host in cluster.get("host_statuses", ())
-            if host["health_status"].get("eds_health_status") == "HEALTHY"
-        }
+    for (cluster, port), (health, _) in _hosts(envoy).items():
+        if health == "HEALTHY":
+            found.setdefault(cluster, set()).add(port)
     return found

@@ -7,12 +7,13 @@ import random
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from bench.churn.probes import Probes
 from bench.churn.verdict import Outcome
 from bench.outages.fleet import MODELS, Fleet
 from registry.etcd import EtcdError
+from tests.support.processes import wait_for_port
 from tests.support.waiting import eventually
 
 _REST = 0.01
@@ -31,6 +32,8 @@ class Seen:
     errors: tuple[Outcome, ...]
     registry: float
     envoys: float
+    last: str
+    """What was wrong last."""
 
     @property
     def said(self) -> str:
@@ -51,6 +54,8 @@ class World:
         self.mend: Callable[[], object] | None = None
         """What is left to be put right when the row is over."""
         self._gone = self._back = 0.0
+        self._wrong = Wrong(0.0, 0.0)
+        self._watching: asyncio.Task[None] | None = None
 
     @property
     def ttl(self) -> float:
@@ -77,13 +82,18 @@ class World:
         await (fleet.kill_instance if silent else fleet.kill_server)(victim)
         fleet.start(comer)
         fleet.next_version()
+        # How long a process takes to start is not the registry's affair.
+        assert comer.monitor is not None
+        await asyncio.to_thread(wait_for_port, comer.port, comer.monitor)
         what = "with its monitor" if silent else "alone"
         self.changes.append(f"{victim.name} killed {what}, {comer.name} and version {fleet.version} came")
 
     async def back(self) -> None:
-        """etcd has been put right: wait until it answers; the clock starts here."""
+        """etcd has been put right, or answers again by itself: wait until it does; the clock starts here."""
         await eventually(self._answers, "etcd to answer", 60)
         self._back = time.monotonic()
+        self._wrong = Wrong(self._back, self._back)
+        self._watching = asyncio.create_task(self._watch())
 
     async def _answers(self) -> bool:
         try:
@@ -108,11 +118,13 @@ class World:
         """One row from a fleet that is right to one that is right and stays so for a lease's time."""
         await self.settle()
         self.changes.clear()
-        self._gone = self._back = time.monotonic()
         async with Probes(self.fleet.address, lambda: self.chance.choice(MODELS), rest=_REST) as load:
             await load.more(50)
-            await fault(self)
-            registry, envoys = await self._until_right()
+            try:
+                await fault(self)
+                wrong = await self._until_right()
+            finally:
+                await self._stop_watching()
             await load.more(50)
         self.fleet.drop_old_versions()
         if self.mend is not None:
@@ -120,23 +132,33 @@ class World:
         outcomes = load.outcomes + self.extra
         errors = tuple(one for one in outcomes if one.code.name != "OK")
         changed, away = "; ".join(self.changes), self._back - self._gone
-        return Seen(name, changed, away, len(outcomes), errors, registry, envoys)
+        registry, envoys = wrong.registry - self._back, wrong.envoys - self._back
+        return Seen(name, changed, away, len(outcomes), errors, registry, envoys, wrong.last)
 
-    async def _until_right(self) -> tuple[float, float]:
-        """How long after etcd's return registry and Envoys were last found wrong. Watched until a lease's time has
-        passed without: what was written before an outage may stand for that long, and then go."""
-        limit = self._back + 6 * self.ttl + self.fleet.grace + 60
-        wrong = Wrong(self._back)
+    async def _until_right(self) -> Wrong:
+        """What was wrong last after etcd's return, and when. Watched until a lease's time has passed without, and no
+        less than that after all is over: what was written before an outage may stand for that long, and then go."""
+        over = time.monotonic()
+        limit = over + 6 * self.ttl + self.fleet.grace + 60
+        while time.monotonic() - max(over, self._wrong.registry, self._wrong.envoys) <= self.ttl + 0.5:
+            assert time.monotonic() < limit, f"never right: {self._wrong.last}"
+            assert self._watching is not None, "the row never said when etcd was back"
+            assert not self._watching.done(), "the watch has ended"
+            await asyncio.sleep(_LOOK)
+        return self._wrong
+
+    async def _stop_watching(self) -> None:
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.wait({self._watching})
+
+    async def _watch(self) -> None:
         while True:
             began = time.monotonic()
             registry, envoys = await asyncio.gather(
                 self.fleet.registry_fault(), asyncio.to_thread(self.fleet.envoy_fault)
             )
-            now = time.monotonic()
-            wrong.note(now, registry, envoys)
-            if now - max(wrong.registry, wrong.envoys) > self.ttl + 0.5:
-                return wrong.registry - self._back, wrong.envoys - self._back
-            assert now < limit, f"never right: {wrong.last}"
+            self._wrong.note(time.monotonic(), registry, envoys)
             await asyncio.sleep(max(0.0, began + _LOOK - time.monotonic()))
 
 
@@ -145,15 +167,13 @@ class Wrong:
     """When something was last found wrong (monotonic seconds), and what."""
 
     registry: float
-    envoys: float = field(default=0.0)
+    envoys: float
     last: str = ""
-
-    def __post_init__(self) -> None:
-        self.envoys = self.registry
 
     def note(self, now: float, registry: str, envoys: str) -> None:
         """One look."""
         if registry:
-            self.registry, self.last = now, registry
+            self.registry = now
         if envoys:
-            self.envoys, self.last = now, envoys
+            self.envoys = now
+        self.last = registry or envoys or self.last

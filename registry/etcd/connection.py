@@ -85,6 +85,7 @@ _AUTHENTICATE = Method("/etcdserverpb.Auth/Authenticate", pb.AuthenticateRespons
 class _Member:
     def __init__(self, address: str, channel: grpc.aio.Channel) -> None:
         self.address, self.channel = address, channel
+        self.failing = False
         self.silent = False
         """It left a question without an answer, and has answered none since."""
         self.streams: set[Stream[Any]] = set()
@@ -265,6 +266,9 @@ class Connection:
 
     def _answered(self, member: _Member) -> None:
         member.silent = False
+        if member.failing:
+            member.failing = False
+            log.info("etcd at %s answers again", member.address)
         for other in self._members:
             if other.silent and other is not member:
                 other.silent = False
@@ -276,7 +280,9 @@ class Connection:
         # Calls that fail together move on by one member, not by one each.
         if len(self._members) > 1 and member is self._member():
             self._current += 1
-            log.info("%s; asking %s next", error, self._member().address)
+            # With none that answers each has its turn again and again: said once.
+            log.log(logging.DEBUG if member.failing else logging.INFO, "%s; asking the next", error)
+            member.failing = True
 
     async def _authenticate(self) -> str:
         request = pb.AuthenticateRequest(name=self.config.user or "", password=self.config.password or "")
