@@ -27,6 +27,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument(
         "--lost-lease-grace", type=float, default=10.0, metavar="SECONDS", help="the control planes' own"
     )
+    flags.add_argument("--long", type=float, default=3.0, metavar="LEASES", help="how long an outage lasts")
     flags.add_argument("--keep", type=Path, metavar="FOLDER", help="put the logs here and leave them")
     flags.add_argument("rows", nargs="*", default=list(ROWS), metavar="ROW", help=", ".join(ROWS))
     return flags
@@ -41,7 +42,7 @@ async def _run(args: argparse.Namespace, folder: Path) -> list[Seen]:
         place = folder / ("three" if cluster else "one")
         async with Fleet(place, cluster=cluster, ttl=args.lease_ttl, grace=args.lost_lease_grace) as fleet:
             for name in names:
-                one = await World(fleet, f"{args.seed} {name}").run(name, ROWS[name].fault)
+                one = await World(fleet, f"{args.seed} {name}", args.long).run(name, ROWS[name].fault)
                 seen.append(one)
                 print(f"{name}: {one.changed}; registry {one.registry:.2f} s, Envoys {one.envoys:.2f} s", flush=True)
                 if one.last:
@@ -69,7 +70,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows = [_HEAD]
     for one in seen:
         figures = [f"{one.away:.1f} s", f"{one.requests:,}", str(len(one.errors))]
-        rows.append([ROWS[one.row].text, *figures, f"{one.registry:.2f} s", f"{one.envoys:.2f} s"])
+        rows.append(
+            [ROWS[one.row].text.format(long=args.long), *figures, f"{one.registry:.2f} s", f"{one.envoys:.2f} s"]
+        )
     print("", table(rows), sep="\n")
     return 1 if any(one.errors for one in seen) else 0
 

@@ -20,7 +20,7 @@ PREFIX = Keyspace().prefix
 
 @dataclass(frozen=True)
 class Row:
-    """`cluster`: it needs an etcd of three members."""
+    """`text` says what is done, with `{long}` for how many leases; `cluster`: it needs an etcd of three members."""
 
     text: str
     fault: Callable[[World], Awaitable[None]]
@@ -37,17 +37,22 @@ def _cluster(world: World) -> EtcdCluster:
     return world.fleet.etcd
 
 
-def _frozen(leases: float) -> Callable[[World], Awaitable[None]]:
-    async def fault(world: World) -> None:
-        etcd = _etcd(world)
-        await world.do(etcd.freeze)
-        world.gone()
-        await world.change()
-        await world.lasting(leases)
-        etcd.thaw()
-        await world.back()
+async def _frozen_briefly(world: World) -> None:
+    await _frozen_for(world, 0.5)
 
-    return fault
+
+async def _frozen(world: World) -> None:
+    await _frozen_for(world, world.long)
+
+
+async def _frozen_for(world: World, leases: float) -> None:
+    etcd = _etcd(world)
+    await world.do(etcd.freeze)
+    world.gone()
+    await world.change()
+    await world.lasting(leases)
+    etcd.thaw()
+    await world.back()
 
 
 async def _killed(world: World) -> None:
@@ -125,10 +130,10 @@ async def _full(world: World) -> None:
 
 
 async def _drained(world: World) -> None:
-    """A drain with long requests in flight, through an outage of three lease times. The endpoint has to stay in the
+    """A drain with long requests in flight, through an outage in which every lease is lost. The endpoint has to stay in the
     Envoys for as long, for only of what they have do they report what is in flight."""
     fleet, etcd = world.fleet, _etcd(world)
-    fleet.set_delay(3 * world.ttl + 4)
+    fleet.set_delay(world.long * world.ttl + 4)
     async with Probes(fleet.address, lambda: SLOW, connections=8, timeout=10 * world.ttl + 60) as slow:
         leaving = await eventually(lambda: asyncio.to_thread(_busiest, world), "slow requests on some instance")
         comer = fleet.dead[0]
@@ -139,8 +144,10 @@ async def _drained(world: World) -> None:
         await world.do(etcd.freeze)
         world.gone()
         fleet.start(comer)
-        await world.lasting(3)
+        await world.lasting(world.long)
         etcd.thaw()
+        # A renewal that waited in etcd's socket may come before the lease's end; all are to be lost here.
+        await world.do(etcd.revoke_leases)
         await world.back()
         while "drained in" not in _last_run(monitor):
             known = await asyncio.to_thread(fleet.drains, leaving, SLOW)
@@ -179,7 +186,7 @@ async def _member_frozen(world: World, index: int) -> None:
     world.gone()
     await world.change()
     await world.back()
-    await world.lasting(3)
+    await world.lasting(world.long)
     # It may take itself for what it was, the leader of old, who ends leases (etcd issue 15247).
     cluster.thaw(index)
 
@@ -220,8 +227,8 @@ async def _quorum_lost(world: World) -> None:
 
 
 ROWS: dict[str, Row] = {
-    "frozen-briefly": Row("SIGSTOP for half a lease", _frozen(0.5)),
-    "frozen": Row("SIGSTOP for three leases", _frozen(3)),
+    "frozen-briefly": Row("SIGSTOP for half a lease", _frozen_briefly),
+    "frozen": Row("SIGSTOP for {long:g} leases", _frozen),
     "killed": Row("kill -9, restarted with its data", _killed),
     "emptied": Row("kill -9, restarted without its data", _emptied),
     "restored": Row("restored from an old snapshot", _restored),
@@ -229,10 +236,10 @@ ROWS: dict[str, Row] = {
     "revoked": Row("every lease revoked by an operator", _revoked),
     "deleted": Row("every key deleted by an operator", _deleted),
     "full": Row("quota used up (NOSPACE), then mended", _full),
-    "drained": Row("SIGSTOP for three leases during a drain", _drained),
+    "drained": Row("SIGSTOP for {long:g} leases during a drain, all leases lost", _drained),
     "follower-killed": Row("one of three killed, the one that clients use", _follower_killed, cluster=True),
     "leader-killed": Row("the leader of three killed", _leader_killed, cluster=True),
-    "follower-frozen": Row("SIGSTOP of one of three for three leases", _follower_frozen, cluster=True),
-    "leader-frozen": Row("SIGSTOP of the leader of three for three leases", _leader_frozen, cluster=True),
+    "follower-frozen": Row("SIGSTOP of one of three for {long:g} leases", _follower_frozen, cluster=True),
+    "leader-frozen": Row("SIGSTOP of the leader of three for {long:g} leases", _leader_frozen, cluster=True),
     "quorum-lost": Row("two of three killed for a lease and a half", _quorum_lost, cluster=True),
 }

@@ -45,8 +45,9 @@ class Seen:
 class World:
     """A fleet for one row. `seed`: of the row's own chance, so that it does the same with or without others before."""
 
-    def __init__(self, fleet: Fleet, seed: str) -> None:
-        self.fleet = fleet
+    def __init__(self, fleet: Fleet, seed: str, long: float = 3.0) -> None:
+        """`long`: how many leases a long outage lasts."""
+        self.fleet, self.long = fleet, long
         self.chance = random.Random(seed)
         self.changes: list[str] = []
         self.extra: list[Outcome] = []
