@@ -120,7 +120,7 @@ class Fleet:
 
     def _etcd(self) -> Etcd | EtcdCluster:
         # Small enough to be filled up, large enough for everything else.
-        return EtcdCluster(self.folder) if self.cluster else Etcd(self.folder, "--quota-backend-bytes", "16000000")
+        return EtcdCluster(self.folder) if self.cluster else Etcd(self.folder, "--quota-backend-bytes", "8000000")
 
     def _replica(self, number: int) -> Replica:
         name, xds_port, http_port = f"plane-{number}", free_port(), free_port()

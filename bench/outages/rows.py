@@ -130,8 +130,8 @@ async def _full(world: World) -> None:
 
 
 async def _drained(world: World) -> None:
-    """A drain with long requests in flight, through an outage in which every lease is lost. The endpoint has to stay in the
-    Envoys for as long, for only of what they have do they report what is in flight."""
+    """A drain with long requests in flight, through an outage in which every lease is lost. The endpoint has to stay in
+    the Envoys for as long, for only of what they have do they report what is in flight."""
     fleet, etcd = world.fleet, _etcd(world)
     fleet.set_delay(world.long * world.ttl + 4)
     async with Probes(fleet.address, lambda: SLOW, connections=8, timeout=10 * world.ttl + 60) as slow:
