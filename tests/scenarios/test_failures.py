@@ -1,12 +1,11 @@
-"""design.md's failure table, on real processes under real load: what fails, and what clients see of it."""
+"""design.md's failure table, on real processes under real load: what fails, and what clients see of it. All that may
+happen to etcd is in test_outages.py."""
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import signal
-import time
 import urllib.request
 from pathlib import Path
 
@@ -85,60 +84,6 @@ async def test_a_killed_server_costs_no_request_and_takes_part_again(stack: Stac
         after = await answered_by(stack)
     load.assert_all_ok(at_least=700)
     assert all(after[name] - before[name] > 30 for name in "abc"), (before, after)
-
-
-async def test_etcd_frozen_for_30_seconds(stack: Stack, models: dict[str, Path]) -> None:
-    """Waits out 30 s of a stopped etcd, three lease times, then for every key to be back within one more."""
-    await start(stack, models, "ab")
-    async with Load(stack.grpc, REQUEST, rest=0.02) as load:
-        stack.etcd.freeze()
-        await asyncio.sleep(30)  # the outage itself: its length is the point
-        stack.etcd.thaw()
-        await all_back(stack, "ab")
-        await load.more(100)
-    load.assert_all_ok(at_least=500)
-
-
-async def test_etcd_killed_and_restarted_empty(stack: Stack, models: dict[str, Path]) -> None:
-    """Waits for every key to be back within one lease time of the empty etcd's start."""
-    await start(stack, models, "ab")
-    async with Load(stack.grpc, REQUEST, rest=0.02) as load:
-        await load.more(50)
-        stack.etcd.kill()
-        await load.more(50)
-        stack.etcd.restart(empty=True)
-        await all_back(stack, "ab")
-        await load.more(100)
-    load.assert_all_ok(at_least=200)
-
-
-async def test_etcd_restored_from_an_old_backup(stack: Stack, models: dict[str, Path]) -> None:
-    """The backup is from before the second instance came and knows a lease that has long run out. Waits for every key
-    to be back within one lease time."""
-    await start(stack, models, "a")
-    backup = stack.folder / "backup.db"
-    stack.etcd.backup(backup)
-    await start(stack, models, "b")
-    async with Load(stack.grpc, REQUEST, rest=0.02) as load:
-        await load.more(50)
-        stack.etcd.kill()
-        stack.etcd.restart_from(backup)
-        await all_back(stack, "ab")
-        await load.more(100)
-    load.assert_all_ok(at_least=200)
-
-
-async def all_back(stack: Stack, names: str) -> None:
-    """Every readiness key is there again, on a lease that lives on, within one lease time."""
-    returned = time.monotonic()
-
-    async def complete() -> bool:
-        return set(keys(names)) <= (await stack.registry()).ready.keys()
-
-    # What was written before the outage may still stand for a moment: ask until the old leases must have run out.
-    await eventually(complete, "all readiness to be back", LEASE)
-    await asyncio.sleep(returned + LEASE - time.monotonic())
-    assert await complete()
 
 
 async def test_the_control_plane_killed_and_restarted(stack: Stack, models: dict[str, Path]) -> None:
