@@ -54,7 +54,7 @@ async def until(stack: Stack, **wanted: ReadyState) -> None:
         picture = await stack.registry()
         states = {key.instance: record.state for key, record in picture.ready.items()}
         assert states == wanted, (states, picture.instances)
-        revision = max(await stack._mod_revisions(*picture.ready))
+        revision = max(await stack.revisions(*picture.ready))
         return all(plane.converged_revision >= revision for plane in picture.planes.values())
 
     await eventually(done, f"{wanted}", timeout=60)

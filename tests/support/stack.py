@@ -181,14 +181,15 @@ class Stack:
             missing = [key for key in keys if (r := picture.ready.get(key)) is None or r.state != "READY"]
             assert not missing, f"{missing}; instances say {picture.instances}"
             # The record is written again once the Envoys have acknowledged what the newest of these keys brought.
-            revisions = await self._mod_revisions(*keys)
+            revisions = await self.revisions(*keys)
             assert all(plane.converged_revision >= max(revisions) for plane in picture.planes.values())
             return bool(picture.planes)
 
         await eventually(done, f"{', '.join(f'{k.model}@{k.version} on {k.instance}' for k in keys)}", timeout)
         await self.envoy.ready()
 
-    async def _mod_revisions(self, *keys: ReadyKey) -> list[int]:
+    async def revisions(self, *keys: ReadyKey) -> list[int]:
+        """The revisions at which these were last written."""
         async with EtcdClient(EtcdConfig((self.etcd.endpoint,))) as client:
             entries = [await client.get(Keyspace().make(key)) for key in keys]
         return [entry.mod_revision for entry in entries if entry is not None]
