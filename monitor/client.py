@@ -21,6 +21,7 @@ from registry.addresses import join_address
 from registry.records import ServableState
 
 _STATUS = "/tensorflow.serving.ModelService/GetModelStatus"
+_RELOAD = "/tensorflow.serving.ModelService/HandleReloadConfigRequest"
 _METADATA = "/tensorflow.serving.PredictionService/GetModelMetadata"
 PREDICT = "/tensorflow.serving.PredictionService/Predict"
 CLASSIFY = "/tensorflow.serving.PredictionService/Classify"
@@ -98,6 +99,10 @@ class ServerClient:
             return dict(tfs.SignatureDefMap.FromString(metadata["signature_def"].value).signature_def)
         except DecodeError as error:
             raise CallError(grpc.StatusCode.INTERNAL, f"the metadata can't be read: {error}") from error
+
+    async def reload(self, config: tfs.ModelServerConfig, timeout: float) -> None:
+        """HandleReloadConfigRequest; monitor/reload.py knows what its answers are worth. Raises CallError."""
+        await self.call(_RELOAD, tfs.ReloadConfigRequest(config=config).SerializeToString(), timeout)
 
     async def call(self, method: str, request: bytes, timeout: float) -> bytes:
         """Any unary call, in and out as bytes. Raises CallError."""

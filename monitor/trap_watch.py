@@ -14,11 +14,38 @@ from monitor.disk import Look, look
 from monitor.servables import Policy
 from monitor.server_flags import ServerFlags
 from monitor.threads import in_daemon_thread
+from monitor.told import Told
 from monitor.traps import Limits, Traps
 
 INTERVAL, PER_MODEL = 1.0, 0.002
 LOOK_INTERVAL, LOOK_PER_MODEL = 2.0, 0.01
 """Seconds, and seconds for each model: 1,000 of them cost 8 ms each time, and a look at the disk more."""
+PATIENCE = 5.0
+
+
+class DiskWatch:
+    """Looks at base paths now and then, in a thread of its own. One that takes longer than PATIENCE shows nothing."""
+
+    def __init__(self) -> None:
+        self.latest: Mapping[str, Look] = {}
+        self._began = 0.0
+        self._looking: asyncio.Future[Mapping[str, Look]] | None = None
+        self._next = 0.0
+        self._paths: Mapping[str, Policy | None] = {}
+
+    def looks(self, paths: Mapping[str, Policy | None], now: float) -> Mapping[str, Look] | None:
+        """The latest look at these paths; None until there is one at all of them, empty if that hangs."""
+        if self._looking is not None and self._looking.done():
+            self.latest, self._looking = self._looking.result(), None
+            self._next = now + max(LOOK_INTERVAL, LOOK_PER_MODEL * len(paths))
+        if paths != self._paths:
+            self._paths, self._next = dict(paths), now
+        if self._looking is None and now >= self._next:
+            self._looking, self._began = _look_at(paths), now
+        if self._looking is not None and now > self._began + PATIENCE:
+            self.latest = {}
+            return self.latest
+        return self.latest if paths.keys() <= self.latest.keys() else None
 
 
 class TrapWatch:
@@ -28,10 +55,8 @@ class TrapWatch:
         self._core = core
         self._seen = seen
         owned = flags is not None
-        self._traps = Traps(core.instance, flags, Limits.of(flags or ServerFlags()), owned=owned)
-        self._looks: Mapping[str, Look] = {}
-        self._looking: asyncio.Future[Mapping[str, Look]] | None = None
-        self._next_look = 0.0
+        self._traps = Traps(Told(core.instance), flags, Limits.of(flags or ServerFlags()), owned=owned)
+        self._disk = DiskWatch()
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -45,12 +70,8 @@ class TrapWatch:
             return
         answers = self._core.answers()
         paths = {model.base_path: model.policy for model in answers if model.base_path}
-        if self._looking is not None and self._looking.done():
-            self._looks, self._looking = self._looking.result(), None
-            self._next_look = now + max(LOOK_INTERVAL, LOOK_PER_MODEL * len(paths))
-        if self._looking is None and now >= self._next_look:
-            self._looking = _look_at(paths)
-        self._core.report("traps", self._traps.conditions(answers, self._looks, now))
+        self._disk.looks(paths, now)
+        self._core.report("traps", self._traps.conditions(answers, self._disk.latest, now))
         self._seen()
 
 

@@ -12,7 +12,6 @@ path says nothing. Beside a server that the monitor started it counts as such un
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -20,9 +19,8 @@ from monitor.disk import Look
 from monitor.known import cut
 from monitor.servables import Policy, VersionStatus, WatchedModel
 from monitor.server_flags import ServerFlags
+from monitor.told import ConditionKey, Told
 from registry.records import Condition, ServableState
-
-log = logging.getLogger(__name__)
 
 Answers = Mapping[WatchedModel, tuple[VersionStatus, ...] | None]
 _START, _LOADING, _AVAILABLE, _END = (
@@ -61,7 +59,7 @@ class _Finding:
     after: float = 0.0
 
     @property
-    def key(self) -> tuple[str, str, str]:
+    def key(self) -> ConditionKey:
         return self.name, self.model, self.subject
 
 
@@ -104,13 +102,12 @@ class _View:
 class Traps:
     """One instance. `owned`: the monitor started the server, so both see one disk."""
 
-    instance: str
+    told: Told
     flags: ServerFlags | None = None
     limits: Limits = field(default_factory=Limits)
     owned: bool = False
     _shared: bool = False
-    _since: dict[tuple[str, str, str], float] = field(default_factory=dict)
-    _told: dict[tuple[str, str, str], Condition] = field(default_factory=dict)
+    _since: dict[ConditionKey, float] = field(default_factory=dict)
 
     def conditions(self, answers: Answers, looks: Mapping[str, Look], now: float) -> tuple[Condition, ...]:
         """What holds at `now`; `looks` is by base path. Call it again and again: most troubles show by lasting."""
@@ -121,12 +118,7 @@ class Traps:
             for key, one in found.items()
             if now - self._since[key] >= one.after
         }
-        for key in sorted(told.keys() - self._told.keys()):
-            log.warning("%s on %s: %s", told[key].name, self.instance, told[key].text)
-        for key in sorted(self._told.keys() - told.keys()):
-            log.info("no longer %s on %s: %s", self._told[key].name, self.instance, self._told[key].text)
-        self._told = told
-        return tuple(told[key] for key in sorted(told))
+        return self.told.update(told)
 
     def _find(self, answers: Answers, looks: Mapping[str, Look]) -> Iterator[_Finding]:
         self._shared = self._shared or any(_holds(model, answer, looks) for model, answer in answers.items())

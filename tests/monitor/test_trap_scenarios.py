@@ -62,4 +62,4 @@ async def test_a_server_whose_own_reload_blocks_and_whose_models_are_frozen(
         await until(registry, good=2, late=1)
         await see()
         for name in ("BasePathMissing", "OtherModelsFrozen", "ReloadBlocked", "LoadRetrying"):
-            assert child.output.count(f"traps  {name} on i: ") == child.output.count(f"no longer {name} on i: ") == 1
+            assert child.output.count(f"told  {name} on i: ") == child.output.count(f"no longer {name} on i: ") == 1

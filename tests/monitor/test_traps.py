@@ -13,6 +13,7 @@ import pytest
 from monitor.disk import Look
 from monitor.servables import Policy, VersionStatus, WatchedModel
 from monitor.server_flags import ServerFlags
+from monitor.told import Told
 from monitor.traps import Limits, Traps
 from registry.records import Condition
 from tests.monitor.core_harness import AVAILABLE, END, LOADING, START, UNLOADING
@@ -32,7 +33,7 @@ class Scene:
 
     def __init__(self, *, owned: bool = True, flags: ServerFlags | None = None) -> None:
         known = flags or (ServerFlags() if owned else None)
-        self.traps = Traps("i", known, Limits.of(known or ServerFlags()), owned=owned)
+        self.traps = Traps(Told("i"), known, Limits.of(known or ServerFlags()), owned=owned)
         self.now = 0.0
         self.answers: dict[WatchedModel, tuple[VersionStatus, ...] | None] = {}
         self.looks: dict[str, Look] = {}
