@@ -167,7 +167,7 @@ def apply(run: Run, event: tuple[Any, ...]) -> None:
             run.restart()
 
 
-@settings(max_examples=examples(40))
+@settings(max_examples=examples(25))
 @given(EVENTS, MODELS, st.booleans())
 def test_it_ends_where_it_is_wanted_or_says_why_not(events: list[Any], last: dict[str, Any], sees: bool) -> None:
     run = Run(sees=sees, present=(model("a"),))
