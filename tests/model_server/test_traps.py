@@ -1,5 +1,5 @@
 """TF Serving's traps that take a reload that never answers, or a load that holds up others (facts of TF Serving 2.16.1,
-3.3, 3.4 and 3.6; the rest of them is in test_reload.py and test_config_file.py). Every test waits for states that
+3.3, 3.4 and 3.6; the others are in test_reload.py and test_config_file.py). Every test waits for states that
 GetModelStatus shows."""
 
 from __future__ import annotations
@@ -46,11 +46,8 @@ async def test_a_model_without_a_version_blocks_all_reloads_and_they_are_carried
     m, void = config("m", tmp_path / "m"), config("void", tmp_path / "void")
     with serving(tmp_path) as server:
         reload(server, m)
-        calls = [
-            ask(server, *configs, timeout=0.4)
-            for configs in ((m, void), (m, void, config("other", tmp_path / "other", "9")), (m, void), ())
-        ]
-        assert {call.code() for call in calls} == {grpc.StatusCode.DEADLINE_EXCEEDED}
+        for configs in ((m, void), (m, void, config("other", tmp_path / "other", "9")), (m, void), ()):
+            assert error_of(lambda c=configs: reload(server, *c, timeout=0.3))[0] == "DEADLINE_EXCEEDED"
         saved_models.half_plus_two(tmp_path / "m", 2, b=3)
         await reach(server, "m", "2=AVAILABLE 1=END")
         assert (states(server, "void"), states(server, "other")) == ("", "")
@@ -72,7 +69,7 @@ async def test_a_load_that_is_tried_again_shows_no_error_and_holds_up_the_others
     saved_models.corrupt(tmp_path / "broken")
     saved_models.half_plus_two(tmp_path / "good")
     models = config("broken", tmp_path / "broken"), config("good", tmp_path / "good")
-    with serving(tmp_path, "--max_num_load_retries=2", "--load_retry_interval_micros=1000000") as server:
+    with serving(tmp_path, "--max_num_load_retries=2", "--load_retry_interval_micros=2000000") as server:
         call = ask(server, *models, timeout=20)
         await reach(server, "broken", "1=LOADING")
         await eventually(lambda: server.child.output.count("load failed") == 2, "the second try")
@@ -82,21 +79,3 @@ async def test_a_load_that_is_tried_again_shows_no_error_and_holds_up_the_others
         await reach(server, "good", "1=AVAILABLE")
         assert states(server, "broken").startswith("1=END(15:")
         assert call.code() is grpc.StatusCode.UNKNOWN
-
-
-async def test_drop_and_add_again(tmp_path: Path) -> None:
-    """3.3: UNKNOWN, without a reason, at once (40 of 40 times), although it loads; no error after END was seen."""
-    saved_models.half_plus_two(tmp_path / "m")
-    m = config("m", tmp_path / "m")
-    with serving(tmp_path) as server:
-        reload(server, m)
-        reload(server)
-        assert error_of(lambda: reload(server, m)) == (
-            "UNKNOWN",
-            "1 model(s) did not become available: {{{name: m version: 1}}, }",
-        )
-        await reach(server, "m", "1=AVAILABLE")
-        reload(server)
-        await reach(server, "m", "1=END")
-        reload(server, m)
-        await reach(server, "m", "1=AVAILABLE")

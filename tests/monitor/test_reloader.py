@@ -53,7 +53,7 @@ class Machine:
             assert {model: self.result(model) for model in wanted} == wanted
             return True
 
-        await eventually(reached, str(wanted), timeout=20)
+        await eventually(reached, str(wanted), timeout=40)
 
     def conditions(self) -> set[str]:
         return {f"{one.name} {one.model}" for one in self.machine.conditions(asyncio.get_running_loop().time())}
