@@ -146,7 +146,9 @@ class Course:
 
     def _answered(self, outcome: Outcome, now: float, policy: ReproofPolicy) -> None:
         self._bad, self._good = 0, self._good + 1
-        self._usual = max(outcome.seconds, self._usual / 2)
+        # What comes late from something that hung says how long that lasted, not how long it takes.
+        seconds = 0.0 if self.standing is Standing.FAILING else outcome.seconds
+        self._usual = max(seconds, self._usual / 2)
         if self.standing is Standing.UNPROVED:
             self._proved, self.question = (outcome.proof, outcome.detail), outcome.question
         if self.standing is Standing.FAILING and self._good < RISE:
@@ -155,7 +157,7 @@ class Course:
         if self.standing is not Standing.READY:
             self.standing, self._ready_since, self._retries = Standing.READY, now, 0
             self.proof, self.detail = self._proved
-        pause = max(policy.interval, min(COST * outcome.seconds, LONGEST_PAUSE))
+        pause = max(policy.interval, min(COST * seconds, LONGEST_PAUSE))
         self.at = now + pause if self.question else None
 
     def _pause(self) -> float:

@@ -20,6 +20,7 @@ from monitor.config import MonitorConfig
 from monitor.errors import MonitorError
 from monitor.pb import tfs_pb2 as tfs
 from monitor.service import run
+from monitor.watch import MOST_PROBES
 from registry.etcd import EtcdConfig
 from registry.keys import InstanceKey, ReadyKey
 from registry.records import (
@@ -172,16 +173,18 @@ async def test_one_models_hanging_calls_delay_no_other(
         return plain(body)
 
     async def predict(body: bytes) -> Reply:
-        return await hang(body) if tfs.PredictRequest.FromString(body).model_spec.name == "stuck" else b""
+        return await hang(body) if tfs.PredictRequest.FromString(body).model_spec.name in stuck else b""
 
     server.status, server.predict = status, predict
-    server.models["stuck"] = {1: AVAILABLE}
+    # More than may be asked at once.
+    stuck = tuple(f"stuck-{number}" for number in range(MOST_PROBES + 8))
+    server.models |= {name: {1: AVAILABLE} for name in stuck}
     # Deadlines longer than this test waits: whoever queues behind these calls is too late.
-    config = MonitorConfig(model=("m", "slow", "stuck"), poll_deadline=60.0, probe_deadline=60.0)
+    config = MonitorConfig(model=(*stuck, "m", "slow"), poll_deadline=60.0, probe_deadline=60.0)
     async with attached(etcd, server.port, config):
-        await eventually(lambda: _has(registry, ("m", 1), READY), "the healthy model", timeout=10.0)
+        await eventually(lambda: _has(registry, ("m", 1), READY), "the healthy model", timeout=20.0)
         server.models["m"] = {2: AVAILABLE, 1: END}
-        await eventually(lambda: _has(registry, ("m", 2), READY), "its next version", timeout=10.0)
+        await eventually(lambda: _has(registry, ("m", 2), READY), "its next version", timeout=20.0)
 
 
 async def test_an_unreachable_server_leaves_and_returns(
