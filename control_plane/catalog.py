@@ -18,8 +18,9 @@ from types import MappingProxyType
 from control_plane.model import Endpoint, Health, Model
 from control_plane.suspects import Belief, Hold, SuspectPolicy, Suspects, Suspicion, Verdict
 from registry.follow import Changes, Connection, Snapshot
-from registry.keys import ClaimKey, DrainKey, InstanceKey, Keyspace, NodesKey, PlaneKey, ReadyKey
-from registry.records import ReadyRecord, ReadyState, RecordError, decode_plane, decode_ready
+from registry.keys import ClaimKey, DrainKey, InstanceKey, Keyspace, NodesKey, PlaneKey, ReadyKey, SuspectsKey
+from registry.lost import decode_lost
+from registry.records import ReadyRecord, ReadyState, RecordError, decode_plane, decode_ready, encode_ready
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +29,7 @@ _HEALTH = {
     ReadyState.FAILING: Health.FAILING,
     ReadyState.DRAINING: Health.DRAINING,
 }
+_WITHOUT_CONSEQUENCE = PlaneKey | NodesKey | SuspectsKey | DrainKey | ClaimKey
 _IN_USE = (ReadyState.READY, ReadyState.FAILING)
 _NO_ENDPOINT = (ReadyState.LOADING, ReadyState.DRAINED)
 
@@ -60,7 +62,7 @@ class Catalog:
         """How many of its servables each instance may be sent requests for."""
         self._addresses: dict[str, Address] = {}
         self.suspects_elsewhere = 0
-        """How many suspects the replicas said that they hold, in the first list of the registry."""
+        """How many more suspects than it took over the replicas said that they hold, in the first list."""
         self._suspects = Suspects(policy or SuspectPolicy())
         self.revision = 0
         """The newest registry revision with a consequence for this picture; 0 before the first snapshot. The replicas'
@@ -84,6 +86,14 @@ class Catalog:
         return frozenset(self._suspect_keys)
 
     @property
+    def suspect_entries(self) -> Mapping[str, bytes]:
+        """What is in doubt, as it stood in the registry."""
+        keys = (key for keys in self._suspect_keys.values() for key in keys)
+        return {
+            self._keyspace.make(key): encode_ready(self._records[key.model][key.version, key.instance]) for key in keys
+        }
+
+    @property
     def draining(self) -> Mapping[str, Mapping[ReadyKey, Address]]:
         """The draining instances, with what of each of them drains and where to watch for its requests in flight."""
         return MappingProxyType(self._draining)
@@ -105,12 +115,11 @@ class Catalog:
                 return frozenset()
             case Snapshot(revision=revision, entries=entries):
                 self.revision = revision
-                self.suspects_elsewhere = self._told_of_suspects(entries)
-                touched = self._take(entries, (), now)
+                touched = self._take(entries, (), now) | self._take_over(entries, now)
             case Changes(revision=revision, puts=puts, deletes=deletes, relisted=relisted):
                 # A wiped etcd counts from the beginning again, even if the fleet has registered just as it was.
                 keys = map(self._keyspace.parse, chain(puts, deletes))
-                if relisted or not all(isinstance(key, PlaneKey | NodesKey | DrainKey | ClaimKey) for key in keys):
+                if relisted or not all(isinstance(key, _WITHOUT_CONSEQUENCE) for key in keys):
                     self.revision = revision
                 touched = self._take(puts, deletes, now)
                 # A new list is no proof that the watch goes on, and what it brings was written before it.
@@ -202,14 +211,25 @@ class Catalog:
             if instance not in self._instances and instance not in self._suspect_keys:
                 self._addresses.pop(instance, None)
 
-    def _told_of_suspects(self, entries: Mapping[str, bytes]) -> int:
-        """What a replica that was there before knows, and a list of the registry can't tell: how much is missing."""
-        told = [0]
+    def _take_over(self, entries: Mapping[str, bytes], now: float) -> set[str]:
+        """Go on with what a replica that was there before holds without leases: a list of the registry can't tell."""
+        told, touched = [0], set()
         for raw, value in entries.items():
-            if raw.startswith(self._keyspace.planes) and isinstance(self._keyspace.parse(raw), PlaneKey):
-                with contextlib.suppress(RecordError):
-                    told.append(decode_plane(value).suspects)
-        return max(told)
+            if not raw.startswith(self._keyspace.planes):
+                continue
+            with contextlib.suppress(RecordError):
+                match self._keyspace.parse(raw):
+                    case PlaneKey():
+                        told.append(decode_plane(value).suspects)
+                    case SuspectsKey():
+                        for lost, record in decode_lost(value).items():
+                            key = self._keyspace.parse(lost)
+                            if isinstance(key, ReadyKey) and key.instance not in self._instances:
+                                self._put(key, record)
+                                self._remove(key, now)
+                                touched.add(key.model)
+        self.suspects_elsewhere = max(0, max(told) - len(self._suspect_keys))
+        return touched
 
     def _supersede(self) -> set[str]:
         """Give up the suspects at whose addresses other instances have registered since: the server that answers there

@@ -98,8 +98,8 @@ class Pipeline:
 
 
 def _implausible(catalog: Catalog) -> str:
-    if not catalog.instances:
+    if not catalog.instances and not catalog.suspects:
         return "the registry holds no instance"
     if catalog.suspects_elsewhere:
-        return f"another control plane says that {catalog.suspects_elsewhere} instances lost their leases"
+        return f"another control plane says that {catalog.suspects_elsewhere} more instances lost their leases"
     return ""

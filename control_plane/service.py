@@ -52,8 +52,9 @@ from control_plane.xds.view import View
 from registry.addresses import split_address
 from registry.etcd import EtcdClient
 from registry.follow import Connection, Snapshot, follow
-from registry.keys import Keyspace, NodesKey, PlaneKey
+from registry.keys import Keyspace, NodesKey, PlaneKey, SuspectsKey
 from registry.leased import LeasedKeys
+from registry.lost import encode_lost
 from registry.records import PlaneRecord, Roll, encode_plane, encode_roll
 
 log = logging.getLogger(__name__)
@@ -62,6 +63,7 @@ log = logging.getLogger(__name__)
 _COUNTED = (LISTENER, EXTENSION_CONFIG, CLUSTER, CLUSTER_LOAD_ASSIGNMENT)
 _GOODBYE = 2.0
 """Seconds for every stream's end to be written; an Envoy that hangs would take what its keepalive takes."""
+_SUSPECTS_PAUSE = 1.0
 _LIST_PAUSE = 0.001
 """Seconds per Envoy between two writes of the list of them all: a thousand that arrive must not make a thousand."""
 
@@ -139,6 +141,7 @@ class ControlPlane:
                         tasks.create_task(self._publish_nodes(keys, nodes), name="nodes")
                         tasks.create_task(self._loads.run(), name="load-reports")
                         tasks.create_task(self._guard.run(), name="guard")
+                        tasks.create_task(self._publish_suspects(nodes), name="suspects")
                 finally:
                     await keys.close()
 
@@ -259,6 +262,17 @@ class ControlPlane:
                 nodes.set({key: encode_roll(roll)})
                 published = roll
                 await asyncio.sleep(len(roll.connected) * _LIST_PAUSE)
+
+    async def _publish_suspects(self, nodes: LeasedKeys) -> None:
+        key, published = self._keyspace.make(SuspectsKey(self._config.replica_name)), b""
+        while True:
+            # Often enough for a replica that starts; a wiped etcd gets its keys back sooner, and needs no list.
+            await asyncio.sleep(_SUSPECTS_PAUSE)
+            entries = self._pipeline.catalog.suspect_entries
+            value = encode_lost(entries) if entries and self._connected and self._table.ready else b""
+            if value != published:
+                nodes.set({key: value or None})
+                published = value
 
     def _record(self) -> PlaneRecord:
         converged = self._xds.converged_revision()

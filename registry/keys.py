@@ -53,6 +53,13 @@ class NodesKey:
 
 
 @dataclass(frozen=True, slots=True)
+class SuspectsKey:
+    """`planes/<replica>/suspects`: what one control-plane replica goes on with although its leases are lost."""
+
+    replica: str
+
+
+@dataclass(frozen=True, slots=True)
 class DrainKey:
     """`drains/<instance>`: what an operator wants drained of one instance."""
 
@@ -66,7 +73,7 @@ class ClaimKey:
     instance: str
 
 
-Key: TypeAlias = InstanceKey | ReadyKey | PolicyKey | PlaneKey | NodesKey | DrainKey | ClaimKey
+Key: TypeAlias = InstanceKey | ReadyKey | PolicyKey | PlaneKey | NodesKey | SuspectsKey | DrainKey | ClaimKey
 
 
 def encode_name(name: str) -> str:
@@ -141,6 +148,8 @@ class Keyspace:
                 return self.planes + encode_name(replica)
             case NodesKey(replica):
                 return f"{self.planes}{encode_name(replica)}/nodes"
+            case SuspectsKey(replica):
+                return f"{self.planes}{encode_name(replica)}/suspects"
             case DrainKey(instance):
                 return self.drains + encode_name(instance)
             case ClaimKey(instance):
@@ -161,6 +170,8 @@ class Keyspace:
                 return PlaneKey(unquote(replica))
             case ["planes", replica, "nodes"] if replica:
                 return NodesKey(unquote(replica))
+            case ["planes", replica, "suspects"] if replica:
+                return SuspectsKey(unquote(replica))
             case ["drains", instance] if instance:
                 return DrainKey(unquote(instance))
             case ["claims", instance] if instance:

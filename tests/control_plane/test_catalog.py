@@ -12,8 +12,9 @@ from control_plane.catalog import Catalog
 from control_plane.model import Health, Model
 from control_plane.suspects import Hold, SuspectPolicy, Verdict
 from registry.follow import Changes, Connection, Snapshot
-from registry.keys import InstanceKey, Keyspace, PlaneKey, ReadyKey
-from registry.records import ReadyRecord, ReadyState, encode_ready
+from registry.keys import InstanceKey, Keyspace, PlaneKey, ReadyKey, SuspectsKey
+from registry.lost import encode_lost
+from registry.records import PlaneRecord, ReadyRecord, ReadyState, encode_plane, encode_ready
 
 SPACE = Keyspace()
 READY, LOADING, DRAINING = ReadyState.READY, ReadyState.LOADING, ReadyState.DRAINING
@@ -205,6 +206,23 @@ def test_a_suspect_that_answers_is_used_on_and_its_explicit_removal_acts_at_once
     registry.put(instance("a"), ready("m", 1, "a"))
     registry.delete(ready("m", 1, "a"))
     assert registry.instances() == ["b", "c"]
+
+
+def test_a_replica_that_starts_takes_over_what_others_hold_without_leases() -> None:
+    registry = Registry(SuspectPolicy(grace=10))
+    registry.put(*(instance(name) | ready("m", 1, name) for name in "abc"))
+    registry.delete(*(instance(name) | ready("m", 1, name) for name in "ab"), now=0)
+    lost = encode_lost(registry.catalog.suspect_entries)
+    peer = {SPACE.make(SuspectsKey("p")): lost, SPACE.make(PlaneKey("p")): encode_plane(PlaneRecord(3, suspects=2))}
+    fresh = Catalog(SPACE, SuspectPolicy(grace=10))
+    fresh.apply(Snapshot(9, {**instance("c"), **ready("m", 1, "c"), **peer}), 50.0)
+    assert dict(fresh.models) == dict(registry.catalog.models)
+    assert fresh.suspects == {"a", "b"}
+    assert fresh.suspects_elsewhere == 0
+    back = Catalog(SPACE)
+    back.apply(Snapshot(9, {**instance("a"), **instance("c"), **peer}), 50.0)
+    assert back.suspects == {"b"}, "who is back has said itself what it has"
+    assert back.suspects_elsewhere == 1
 
 
 def test_a_suspect_whose_address_another_instance_has_is_given_up() -> None:

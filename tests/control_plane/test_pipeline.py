@@ -75,7 +75,7 @@ def test_a_registry_of_which_a_replica_says_that_leases_are_lost_is_not_believed
     peer = {SPACE.make(PlaneKey("peer")): encode_plane(PlaneRecord(5, suspects=3))}
     pipeline.apply(Snapshot(1, {**entries("m", 1, "a"), **peer}), 100.0)
     assert not table.ready
-    assert pipeline.implausible == "another control plane says that 3 instances lost their leases"
+    assert pipeline.implausible == "another control plane says that 3 more instances lost their leases"
     pipeline.expire(110.0)
     assert (table.ready, pipeline.implausible) == (True, "")
 

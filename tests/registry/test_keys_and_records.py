@@ -9,7 +9,18 @@ from google.protobuf import json_format
 from hypothesis import given
 from hypothesis import strategies as st
 
-from registry.keys import ClaimKey, DrainKey, InstanceKey, Keyspace, NodesKey, PlaneKey, PolicyKey, ReadyKey
+from registry.keys import (
+    ClaimKey,
+    DrainKey,
+    InstanceKey,
+    Keyspace,
+    NodesKey,
+    PlaneKey,
+    PolicyKey,
+    ReadyKey,
+    SuspectsKey,
+)
+from registry.lost import decode_lost, encode_lost
 from registry.pb import records_pb2
 from registry.records import (
     Condition,
@@ -91,7 +102,7 @@ ROLLS = st.builds(
 @given(NAMES, VERSIONS, NAMES, st.sampled_from(["/modelplane/", "/a", "x/y/"]))
 def test_every_name_survives_its_key(model: str, version: int, instance: str, prefix: str) -> None:
     space = Keyspace(prefix)
-    planes = PlaneKey(instance), NodesKey(instance)
+    planes = PlaneKey(instance), NodesKey(instance), SuspectsKey(instance)
     for key in (
         *(InstanceKey(instance), ReadyKey(model, version, instance), PolicyKey(model), DrainKey(instance)),
         ClaimKey(instance),
@@ -210,3 +221,14 @@ def test_fields_of_a_newer_version_are_ignored() -> None:
 
 def test_a_plane_record_of_before_it_named_its_http_port_is_read() -> None:
     assert decode_plane(b'{"convergedRevision":7}') == PlaneRecord(7)
+
+
+@given(st.dictionaries(NAMES, READY.map(encode_ready), max_size=20))
+def test_lost_keys_come_back_as_they_were(entries: dict[str, bytes]) -> None:
+    assert decode_lost(encode_lost(entries)) == entries
+
+
+@pytest.mark.parametrize("raw", [b"", b"[]", b"{}", b'{"records": [1]}', b'{"records": [{"keys": ["a"]}]}'])
+def test_a_list_of_lost_keys_that_is_none_is_refused(raw: bytes) -> None:
+    with pytest.raises(RecordError):
+        decode_lost(raw)
