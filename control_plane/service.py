@@ -195,13 +195,19 @@ class ControlPlane:
 
     async def _expire(self) -> None:
         loop = asyncio.get_running_loop()
+        pending: float | None = None
         while True:
             deadline = self._pipeline.next_deadline(loop.time())
+            if deadline is not None and pending is not None:
+                # What is to be looked at again in a second must not be put off by whatever happens within it.
+                deadline = min(deadline, pending)
+            pending = deadline
             self._timers.clear()
             try:
                 async with asyncio.timeout_at(deadline):
                     await self._timers.wait()
             except TimeoutError:
+                pending = None
                 self._publish(self._pipeline.expire(loop.time()))
                 await self._say_ready()
 

@@ -67,8 +67,10 @@ class Registry:
 class Stack:
     """Start parts one by one; `close` ends them all, by the pids that it started."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, plane_flags: tuple[str, ...] = ()) -> None:
+        """`plane_flags`: what every control plane of this stack is told besides."""
         self.folder = folder
+        self._plane_flags = plane_flags
         folder.mkdir(parents=True, exist_ok=True)
         self.grpc_port, self.rest_port = free_port(), free_port()
         self.xds_port, self.http_port, self.admin_port = free_port(), free_port(), free_port()
@@ -101,6 +103,7 @@ class Stack:
                 *("--grpc-port", str(self.grpc_port)),
                 *("--rest-port", str(self.rest_port)),
                 "--no-reuse-port",
+                *self._plane_flags,
                 *flags,
             ],
             self.folder / "control-plane.log",
