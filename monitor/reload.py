@@ -9,7 +9,8 @@ turn). So such a call counts as outstanding until a later one is answered, or un
 somewhere since; meanwhile nothing is sent but, ever more seldom, what is wanted now, which waits behind it. After that
 the newest configuration is sent once more, whatever is believed to be in force.
 
-A server that was restarted is known by versions that are gone from its list; it has its first configuration again.
+A server that was restarted is known by versions that are gone from its list, or that nobody asked for; it has its first
+configuration again. After every loss of the connection the newest configuration is sent once more.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ from monitor.told import Told
 from registry.records import Condition, ServableState
 
 _REFUSALS = ("INVALID_ARGUMENT", "FAILED_PRECONDITION")
+_NOT_AVAILABLE = "did not become available"
+"""server_core.cc says it of new models; the configuration is in force all the same."""
 _PLAIN = ("NotSent", "NotSeen", "Start", "Loading", "Unloading")
 """Waits that are no trouble."""
 
@@ -108,7 +111,7 @@ class Reload:
     def names(self) -> frozenset[str]:
         """The models whose status it has to know."""
         dropped = {name for name, seen in self._seen.items() if _live(seen.statuses)}
-        return frozenset({*self._in_force, *(self._wanted or ()), *dropped, *self._dropped})
+        return frozenset({*self.present, *self._in_force, *(self._wanted or ()), *dropped, *self._dropped})
 
     # --- observations -------------------------------------------------------------------------------------------
 
@@ -122,7 +125,8 @@ class Reload:
     def status(self, name: str, statuses: Statuses, asked_at: float) -> None:
         """An answer to GetModelStatus; none: the server doesn't know the model. `asked_at`: when it was asked."""
         before = self._seen.get(name)
-        if before is not None and {one.version for one in before.statuses} - {one.version for one in statuses}:
+        gone = before is not None and {one.version for one in before.statuses} - {one.version for one in statuses}
+        if gone or (before is not None and not _live(before.statuses) and _live(statuses) and self._foreign(name)):
             self._restarted()
             before = None
         if before is None or before.statuses != statuses:
@@ -131,6 +135,10 @@ class Reload:
         before.at = asked_at
         if name in self._dropped and self._unload_seen(name):
             del self._dropped[name]
+
+    def lost(self) -> None:
+        """The server could not be reached: it may have been restarted, which need not show in its statuses."""
+        self._confirm = True
 
     def disk(self, looks: Mapping[str, Look]) -> None:
         """What the server's disk shows, by base path; empty where that can't be known."""
@@ -142,7 +150,9 @@ class Reload:
         sent, self._in_flight = self._in_flight, None
         assert sent is not None, "no call is in flight"
         self._answered_at = now
-        if code != "OK" and code != "UNKNOWN" and code not in _REFUSALS:
+        # gRPC itself says UNKNOWN of some connections that broke.
+        loaded = code == "OK" or (code == "UNKNOWN" and _NOT_AVAILABLE in text)
+        if not loaded and code not in _REFUSALS:
             self._outstanding.append(sent)
             self._trouble = f"{code}: {text}"
             self._back_off(now)
@@ -151,7 +161,7 @@ class Reload:
         self._confirm = bool(self._outstanding)
         self._clear_outstanding(now)
         self._trouble = ""
-        if code in _REFUSALS:
+        if not loaded:
             self._was_refused(sent, f"{code}: {text}", now)
         else:
             self._unanswered, self._not_before = 0, now
@@ -223,6 +233,11 @@ class Reload:
             frozenset(dropping),
             frozenset(name for sent in self._outstanding for name in sent.new),
         )
+
+    def _foreign(self, name: str) -> bool:
+        """Whether nobody here has asked for a model: it came with a restart, or somebody else's reload."""
+        sent = [*self._outstanding, *([self._in_flight] if self._in_flight else [])]
+        return name not in self._in_force and not any(name in one.configs for one in sent)
 
     def _unload_seen(self, name: str) -> bool:
         seen = self._seen[name]

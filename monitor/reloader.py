@@ -80,8 +80,10 @@ class Reloader:
             try:
                 answer = await self._client.status(status_request(name), STATUS_DEADLINE)
                 self._machine.status(name, read_status(answer), asked)
-            except CallError:
-                return  # asked again in the next round
+            except CallError as error:
+                # Asked again in the next round.
+                if error.as_failure().connection:
+                    self._machine.lost()
 
     async def _call(self, call: Call) -> None:
         code, text = "OK", ""

@@ -130,3 +130,32 @@ def test_the_model_of_the_server_blocks_as_the_server_does() -> None:
         sim.step()
     assert (blocked.answer, behind.answer) == (("OK", ""), ("OK", ""))
     assert [one.state for one in sim.statuses("b")] == ["END"]
+
+
+def test_a_connection_that_broke_is_no_answer() -> None:
+    run = Run(sees=True)
+    run.machine.want(config(model("a")))
+    run.run(0.2)
+    assert run.call is not None
+    run.answer("UNKNOWN", "Stream removed")
+    run.run(0.1)
+    assert names(run) == {"a": "ReloadBlocked"}, "it may still be carried out, and is"
+    run.until_settled(20)
+    assert names(run) == {"a": "done"}
+
+
+def test_what_a_restart_brings_back_goes_again_and_labels_come_again() -> None:
+    run = Run(sees=True, present=(model("a"),))
+    run.run(2)
+    run.machine.want(config())
+    run.until_settled(20)
+    assert not run.sim.available("a")
+    run.restart()
+    run.until_settled(20)
+    assert not run.sim.available("a")
+    run.machine.want(config(model("a", labels=(2,))))
+    run.until_settled(20)
+    run.restart()
+    assert run.sim.labels == {}
+    run.until_settled(20)
+    assert run.sim.labels == {"a": {"label0": 2}}

@@ -59,6 +59,7 @@ class Run:
             self.command()
 
     def until_settled(self, seconds: float = 200.0) -> None:
+        self.run(1.0)
         while not self.machine.settled(self.now) and seconds > 0:
             self.run(0.5)
             seconds -= 0.5
@@ -107,6 +108,7 @@ class Run:
             self.sim.step()
         if self.call is not None:
             self.answer("UNAVAILABLE", "Socket closed")
+        self.machine.lost()
 
     @property
     def stuck(self) -> bool:
