@@ -141,6 +141,7 @@ class Result:
 
     rows: list[Drained]
     codes: Counter[str]
+    late: list[float]
     retries: int
     seconds: float
 
@@ -148,7 +149,7 @@ class Result:
     def faults(self) -> int:
         """Failed requests, those sent twice, and those that a drain cut off."""
         failed = sum(count for code, count in self.codes.items() if code != "OK")
-        return failed + self.retries + sum(row.cut for row in self.rows)
+        return failed + self.retries + len(self.late) + sum(row.cut for row in self.rows)
 
 
 async def measure(folder: Path, args: argparse.Namespace) -> Result:
@@ -168,13 +169,11 @@ async def measure(folder: Path, args: argparse.Namespace) -> Result:
                     if time.monotonic() - started > 60 + 3 * args.drains:
                         raise BenchError(f"not done after {time.monotonic() - started:.0f} s; see {log}")
                     await asyncio.sleep(0.1)
-            lines = [line for line in child.output.splitlines() if line.startswith("{")]
-            rows = [Drained(**json.loads(line)) for line in lines]
-            if len(rows) < args.drains:
-                raise BenchError(
-                    f"{len(rows)} of {args.drains} drains; the instances' end was:\n{child.output[-3000:]}"
-                )
-            return Result(rows, load.codes, await asyncio.to_thread(fleet.retries), time.monotonic() - started)
+            said = [json.loads(line) for line in child.output.splitlines() if line.startswith("{")]
+            rows = [Drained(**one) for one in said if "late" not in one]
+            late = [one["late"] for one in said if "late" in one]
+            seconds = time.monotonic() - started
+            return Result(rows, load.codes, late, await asyncio.to_thread(fleet.retries), seconds)
         finally:
             await asyncio.to_thread(child.stop)
 
@@ -194,9 +193,10 @@ def report(result: Result) -> str:
     add("whole, with requests in flight", [row.seconds for row in result.rows if row.in_flight])
     answers = ", ".join(f"{code} {count:,}" for code, count in sorted(result.codes.items()))
     cut = sum(row.cut for row in result.rows)
-    return (
-        f"{table(lines)}\n\n  requests: {answers}; sent twice: {result.retries}; cut off: {cut}; {result.seconds:.0f} s"
-    )
+    outcome = f"requests: {answers}; sent twice: {result.retries}; cut off: {cut}; {result.seconds:.0f} s"
+    if result.late:
+        outcome += f"; too late: {', '.join(f'{late * 1000:.0f} ms' for late in result.late)}"
+    return f"{table(lines)}\n\n  {outcome}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

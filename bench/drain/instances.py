@@ -3,7 +3,7 @@
 Each instance answers Predict after as many milliseconds as the request's header `delay-ms` says. It is drained by the
 monitor's own code, as by SIGTERM (`stop`), or by the commands' as by `modelplane drain --model` (`model`), and comes
 back. It is strict: a request that is in flight when the drain is over, or comes later, is a fault. One line of JSON
-for each drain.
+for each drain, and one for each request that comes too late.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ WAYS = ("stop", "model")
 @dataclass
 class Drained:
     """One drain; times in seconds. `seconds`: from the order to the end. `beyond`: from the end of the last request on
-    the instance, or from the order if that came later. `in_flight`: requests at its beginning."""
+    the instance, or from the order if that came later. `in_flight`: requests at its beginning; `cut`: at its end."""
 
     instance: str
     seconds: float
@@ -58,8 +58,8 @@ class Server(grpc.GenericRpcHandler):
         self.port = 0
         self.active = 0
         self.served = 0
-        self.late = 0
-        self.gone = False
+        self.drained = False
+        self.gone_at: float | None = None
         self.last_end = 0.0
 
     async def start(self) -> None:
@@ -83,8 +83,8 @@ class Server(grpc.GenericRpcHandler):
         delay = dict(context.invocation_metadata() or ()).get("delay-ms")
         if delay is None or tfs.PredictRequest.FromString(request).model_spec.name != DRAINED:
             return b""
-        if self.gone:
-            self.late += 1
+        if self.gone_at is not None:
+            print(json.dumps({"late": time.monotonic() - self.gone_at}), flush=True)
             await context.abort(grpc.StatusCode.UNAVAILABLE, "it was drained")
         self.active += 1
         self.served += 1
@@ -97,13 +97,25 @@ class Server(grpc.GenericRpcHandler):
 
 
 @dataclass
+class Order:
+    """To drain: when it was given, and what was in flight then."""
+
+    at: float = 0.0
+    in_flight: int = 0
+
+    def given(self, server: Server) -> None:
+        """It is given now."""
+        self.at, self.in_flight = time.monotonic(), server.active
+
+
+@dataclass
 class Course:
-    """The drains of one run. `together`: how many at most at one time."""
+    """The drains of one run. `slots`: for those that drain, or are on their way back."""
 
     etcd: str
     way: str
     left: int
-    together: asyncio.Semaphore
+    slots: asyncio.Semaphore
     random: random.Random
 
     async def live(self, number: int) -> None:
@@ -114,66 +126,63 @@ class Course:
         config = MonitorConfig(
             target=f"127.0.0.1:{server.port}", model=(DRAINED, OTHER), instance=name, etcd=EtcdConfig((self.etcd,))
         )
-        while True:
-            async with EtcdClient(config.etcd) as etcd, asyncio.TaskGroup() as tasks:
-                await self._life(name, server, config, etcd, tasks)
+        async with EtcdClient(config.etcd) as etcd:
+            while True:
+                async with asyncio.TaskGroup() as tasks:
+                    await self._life(name, server, config, etcd, tasks)
 
     async def _life(
         self, name: str, server: Server, config: MonitorConfig, etcd: EtcdClient, tasks: asyncio.TaskGroup
     ) -> None:
-        orders, stopped = StopOrders(), asyncio.Event()
+        orders, order = StopOrders(), Order()
 
         async def stop() -> None:
-            server.gone = True
-            stopped.set()
+            self._note(name, server, order)
 
-        server.gone = False
-        plan = make_plan(config, (), {})
-        monitor = InstanceMonitor(config, plan, None, etcd, orders, new_server=True, stop_server=stop)
+        server.gone_at = None
+        monitor = InstanceMonitor(config, make_plan(config, (), {}), None, etcd, orders, stop_server=stop)
         running = tasks.create_task(monitor.run())
-        while self.left > 0:
-            await self._used(name, server)
-            async with self.together:
-                if self.left <= 0:
-                    break
-                self.left -= 1
-                await (self._stop(name, server, orders, stopped) if self.way == "stop" else self._model(name, server))
+        while True:
+            await self._in_service(name, server)
+            await self.slots.acquire()
+            if self.left <= 0:
+                # The load is ended before the instances are.
+                self.slots.release()
+                await running
+            self.left -= 1
+            order.given(server)
             if self.way == "stop":
+                orders.stop.set()
                 await running
                 return
-        # All drains are done; the load is ended before the instances are.
-        await running
+            await self._drain_model(name, server, order)
 
-    async def _used(self, name: str, server: Server) -> None:
-        """Wait until it is in service again."""
-        goal = server.served + self.random.randint(1, 20)
-        await eventually(lambda: server.served >= goal or self.left <= 0, f"requests to reach {name}", 60)
+    async def _in_service(self, name: str, server: Server) -> None:
+        """Wait until requests reach it again; then another one may drain, or soon none would be left."""
+        goal = server.served + 1
+        await eventually(lambda: server.served >= goal, f"requests to reach {name}", 120)
+        if server.drained:
+            server.drained = False
+            self.slots.release()
+        goal += self.random.randint(1, 20)
+        await eventually(lambda: server.served >= goal, f"requests to reach {name}", 120)
 
-    async def _stop(self, name: str, server: Server, orders: StopOrders, stopped: asyncio.Event) -> None:
-        began, in_flight = time.monotonic(), server.active
-        orders.stop.set()
-        await stopped.wait()
-        self._note(name, server, began, in_flight)
-
-    async def _model(self, name: str, server: Server) -> None:
+    async def _drain_model(self, name: str, server: Server, order: Order) -> None:
         wish = DrainRecord((DrainTarget(DRAINED),), by="bench")
-        fleet = FleetConfig(etcd=EtcdConfig((self.etcd,)))
-        async with wishes(fleet) as registry:
-            began, in_flight = time.monotonic(), server.active
+        async with wishes(FleetConfig(etcd=EtcdConfig((self.etcd,)))) as registry:
             await registry.change(name, lambda _: (wish, ()))
             await registry.follow(Follower(name, wish, Goal.DRAINED, registry.keyspace), lambda _: None)
-            server.gone = True
-            self._note(name, server, began, in_flight)
+            self._note(name, server, order)
             # For whoever still comes.
             await asyncio.sleep(0.05)
-            server.gone = False
+            server.gone_at = None
             await registry.change(name, lambda _: (None, ()))
 
-    def _note(self, name: str, server: Server, began: float, in_flight: int) -> None:
-        ended = time.monotonic()
-        row = Drained(name, ended - began, ended - max(began, server.last_end), in_flight, server.active + server.late)
-        server.late = 0
-        print(json.dumps(asdict(row)), flush=True)
+    def _note(self, name: str, server: Server, order: Order) -> None:
+        ended = server.gone_at = time.monotonic()
+        server.drained = True
+        seconds, beyond = ended - order.at, ended - max(order.at, server.last_end)
+        print(json.dumps(asdict(Drained(name, seconds, beyond, order.in_flight, server.active))), flush=True)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from control_plane.drains import Drain, Place, Places
-from control_plane.xds.load_ledger import REPORTS, anything_new
+from control_plane.xds.load_ledger import anything_new
 from control_plane.xds.view import Client
 from registry.addresses import split_address
 
@@ -60,6 +60,7 @@ class _Gone:
         return now < self.until and (not self.returned or now < self.ended + _SOONEST_REPORT)
 
 
+_REPORTS = 2
 _SOONEST_REPORT = 1.5
 """Seconds: a client that is asked to is back after 0.8 to 1.2 s, and reports a second later."""
 
@@ -178,5 +179,5 @@ class ClientLedger:
             return False
         # The first report of a stream is made a second after its begin. On an older stream the report that comes next
         # may have been made before.
-        wanted = 1 if reporter.begun > drained else REPORTS
+        wanted = 1 if reporter.begun > drained else _REPORTS
         return reporter.reports - reporter.before[drain] < wanted

@@ -2,10 +2,12 @@
 
 A place is an endpoint in a cluster: of one instance one version may drain while it goes on with others.
 
-Invariant: a number is given only when every Envoy that counts has reported twice since it was told to (`drain`, which
-comes after all of them have ACKed the drain), or since it connected. Twice, because the report at hand may have been
-made before, and because Envoy's workers apply an EDS update a moment after its main thread has ACKed it. What a report
-leaves out is idle: Envoy names only what is in use.
+Invariant: a number is given only when every Envoy that counts has reported REPORTS times since it was told to (`drain`,
+which comes after all of them have ACKed the drain), or since it connected. Not once, because the report at hand may
+have been made before, and because Envoy's workers apply an EDS update a moment after its main thread has ACKed it: no
+acknowledgement tells when, so the reports after the first are that moment. (With two reports 20 ms apart, one request
+was seen to come too late, on a machine with ten times as much to do as it has cores.) What a report leaves out is idle:
+Envoy names only what is in use.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from typing import Any
 
 from control_plane.drains import Drain, Place, Places
 
-REPORTS = 2
+REPORTS = 3
 
 
 def requests_in_progress(report: Any) -> Counter[Place]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import signal
+import time
 from functools import partial
 
 import pytest
@@ -183,6 +185,26 @@ async def test_requests_in_flight_of_a_draining_endpoint(tmp_path):
             plane.loads.ask_about(["a"])
             plane.loads.set_draining(drain)
             await eventually(lambda: plane.loads.in_flight("i") == 0, "a drain of an idle endpoint")
+
+
+async def test_other_drains_that_begin_all_the_time_do_not_keep_an_envoy_from_reporting(tmp_path):
+    """Waits for what is in flight while Envoy would be asked for something else every few milliseconds. Each question
+    makes it begin its interval anew, so that it would never report."""
+    async with Backend().running() as one:
+        resources = (eds_cluster("a"), assignment("a", one.port), router("a"), listener(free_port()))
+        async with plane_and_envoy(tmp_path, *resources, report_seconds=0.2) as (plane, _):
+            numbers = itertools.count()
+
+            def known() -> bool:
+                plane.loads.ask_about(["a", f"b{next(numbers)}"])
+                return plane.loads.in_flight("i") == 0
+
+            plane.loads.ask_about(["a"])
+            plane.loads.set_draining({"i": frozenset({("a", "127.0.0.1", one.port)})})
+            deadline = time.monotonic() + 20
+            while not known():
+                assert time.monotonic() < deadline, f"asked {next(numbers)} times"
+                await asyncio.sleep(0.005)
 
 
 async def test_an_envoy_of_two_control_planes_reports_to_the_one_that_configures_it(tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from envoy.service.load_stats.v3 import lrs_pb2
 
-from control_plane.xds.load_ledger import LoadLedger, requests_in_progress
+from control_plane.xds.load_ledger import REPORTS, LoadLedger, requests_in_progress
 from registry.keys import ReadyKey
 
 HERE, THERE = ("10.0.0.1", 8500), ("10.0.0.2", 8500)
@@ -21,6 +21,11 @@ def report(*rows: tuple[str, tuple[str, int], int]) -> lrs_pb2.LoadStatsRequest:
     return message
 
 
+def report_often(ledger: LoadLedger, reporter: int, *rows: tuple[str, tuple[str, int], int]) -> None:
+    for _ in range(REPORTS):
+        ledger.reported(reporter, report(*rows))
+
+
 def test_requests_are_counted_by_cluster_and_endpoint():
     counts = requests_in_progress(report(("a", HERE, 2), ("a@1", HERE, 3), ("b", THERE, 1), ("c", THERE, 0)))
     assert counts == {("a", *HERE): 2, ("a@1", *HERE): 3, ("b", *THERE): 1}
@@ -31,7 +36,7 @@ def test_only_the_places_of_a_drain_count():
     ledger.connected(1, "one")
     version_1 = ReadyKey("a", 1, "i")
     ledger.drain({"i": ON_I | {("b", *HERE)}, version_1: frozenset({("a@1", *HERE)})})
-    for _ in range(2):
+    for _ in range(REPORTS):
         ledger.reported(1, report(("a", HERE, 2), ("a@1", HERE, 3), ("a@1", THERE, 7), ("b", HERE, 1), ("c", HERE, 5)))
     assert (ledger.in_flight("i"), ledger.in_flight(version_1)) == (6, 3)
 
@@ -40,8 +45,7 @@ def test_a_drain_that_gets_more_places_is_looked_at_anew():
     ledger = LoadLedger()
     ledger.connected(1, "one")
     ledger.drain({"i": ON_J})
-    ledger.reported(1, report(("a", HERE, 2)))
-    ledger.reported(1, report(("a", HERE, 2)))
+    report_often(ledger, 1, ("a", HERE, 2))
     assert ledger.in_flight("i") == 0
     ledger.drain({"i": ON_I | ON_J})
     assert ledger.in_flight("i") is None
@@ -50,19 +54,18 @@ def test_a_drain_that_gets_more_places_is_looked_at_anew():
     assert ledger.silent("i") == ["one"], "it was in doubt"
 
 
-def test_two_reports_of_every_envoy_are_needed_and_their_sum_counts():
+def test_several_reports_of_every_envoy_are_needed_and_their_sum_counts():
     ledger = LoadLedger()
     ledger.connected(1, "one")
     ledger.connected(2, "two")
     ledger.reported(1, report(("a", HERE, 9)))
     assert ledger.drain({"i": ON_I})
     assert not ledger.drain({"i": ON_I})
-    for _ in range(2):
+    for _ in range(REPORTS):
         assert ledger.in_flight("i") is None
         ledger.reported(1, report(("a", HERE, 2)))
     assert ledger.in_flight("i") is None
-    ledger.reported(2, report(("a", HERE, 1)))
-    ledger.reported(2, report(("a", HERE, 1)))
+    report_often(ledger, 2, ("a", HERE, 1))
     assert ledger.in_flight("i") == 3
     ledger.reported(1, report())
     assert ledger.in_flight("i") == 1, "an endpoint that a report leaves out is idle"
@@ -74,8 +77,7 @@ def test_a_second_drain_does_not_disturb_the_first():
     ledger = LoadLedger()
     ledger.connected(1, "one")
     ledger.drain({"i": ON_I})
-    ledger.reported(1, report())
-    ledger.reported(1, report())
+    report_often(ledger, 1)
     ledger.drain({"i": ON_I, "j": ON_J})
     assert ledger.in_flight("i") == 0
     assert ledger.in_flight("j") is None
@@ -92,8 +94,7 @@ def test_an_envoy_that_should_report_and_does_not_is_waited_for():
     assert ledger.in_flight("i", ["one"]) is None
     assert ledger.silent("i", ["one", "two"]) == ["one", "two"]
     ledger.connected(1, "one")
-    ledger.reported(1, report())
-    ledger.reported(1, report())
+    report_often(ledger, 1)
     assert ledger.in_flight("i", ["one"]) == 0
     assert ledger.in_flight("i", ["one", "one"]) is None, "two Envoys of one name, one of them silent"
 
@@ -104,7 +105,7 @@ def test_an_envoy_that_comes_during_a_drain_is_waited_for():
     ledger.connected(1, "one")
     ledger.reported(1, report(("a", HERE, 4)))
     assert ledger.in_flight("i") is None
-    ledger.reported(1, report(("a", HERE, 4)))
+    report_often(ledger, 1, ("a", HERE, 4))
     assert ledger.in_flight("i") == 4
 
 

@@ -175,13 +175,16 @@ class Plane:
     settle_seconds: float = 0.0
     options: Mapping[str, int] = field(default_factory=dict)
     limits: Limits = field(default_factory=Limits)
+    report_seconds: float = 0.02
 
     async def start(self) -> None:
         self.server = grpc.aio.server(options=list((dict(SERVER_OPTIONS) | dict(self.options)).items()))
         self.xds = XdsServer(
             self.table, on_event=self.events.append, limits=self.limits, settle_seconds=self.settle_seconds
         )
-        self.loads = LoadReportServer(nodes=lambda: self.xds.expected_nodes, stray_seconds=0.2)
+        self.loads = LoadReportServer(
+            nodes=lambda: self.xds.expected_nodes, stray_seconds=0.2, drain_interval_seconds=self.report_seconds
+        )
         self.server.add_generic_rpc_handlers((*self.xds.handlers(), *self.loads.handlers()))
         self.server.add_insecure_port(f"127.0.0.1:{self.port}")
         await self.server.start()
@@ -221,10 +224,11 @@ async def plane_and_envoy(
     others: Iterable[Plane] = (),
     edit_bootstrap: Callable[[str], str] = str,
     limits: Limits | None = None,
+    report_seconds: float = 0.02,
 ) -> AsyncIterator[tuple[Plane, Envoy]]:
     """A control plane that serves these resources, with these gRPC options changed, and an Envoy that is ready and
     knows of the others too."""
-    plane = Plane(options=options or {}, limits=limits or Limits())
+    plane = Plane(options=options or {}, limits=limits or Limits(), report_seconds=report_seconds)
     await plane.start()
     plane.change(*resources)
     admin = free_port()
