@@ -124,9 +124,12 @@ def _shape(decision: Decision) -> tuple[Any, ...]:
     return targets, {name: refusal.reason for name, refusal in decision.refusals.items()}
 
 
-@given(st.lists(steps, max_size=60))
+@given(st.lists(steps, min_size=10, max_size=60))
 def test_any_history_ends_in_what_a_list_shows(history: list[tuple[str, str, str, str, bool]]) -> None:
     host, core = Host(), DockerCore("h")
+    for name in ("b", "pod", "sidecar"):
+        host.do("create", name, "")
+        host.do("start", name, "")
     host.list(core)
     late: list[dict[str, Any]] = []
     lost = False
