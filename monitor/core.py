@@ -95,6 +95,7 @@ class MonitorCore:
         self._conditions: dict[str, tuple[Condition, ...]] = {}
         self._reproofs = Reproofs(self._timing.reproof)
         self._hung = False
+        self._distrusted = ""
         self._failures = 0
         self._failing_since = 0.0
         self._cut_off = False
@@ -149,6 +150,13 @@ class MonitorCore:
         found = tuple(conditions)
         if found != self._conditions.get(source, ()):
             self._conditions[source], self.touched = found, True
+
+    def distrust(self, why: str) -> None:
+        """Somebody else finds the server unwell, as `why` says: it is a last resort until this is empty again."""
+        if why != self._distrusted:
+            log.warning("instance %s: %s", self.instance, why or "it is said to be well again")
+            self._distrusted, self.touched = why, True
+            self._dirty.update(self._models)
 
     def status(self, name: str, versions: tuple[VersionStatus, ...], now: float) -> None:
         """The server answered GetModelStatus; no versions: it does not know the model."""
@@ -402,7 +410,7 @@ class MonitorCore:
         if version.ready and self.draining:
             return ReadyState.DRAINING
         if version.ready:
-            failing = self._reproofs.hung or version.course.standing is Standing.FAILING
+            failing = self._distrusted or self._reproofs.hung or version.course.standing is Standing.FAILING
             return ReadyState.FAILING if failing else ReadyState.READY
         if self.draining:
             return None

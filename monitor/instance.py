@@ -65,7 +65,7 @@ class InstanceMonitor:
         self._ended = asyncio.Event()
         self._end_reason = ""
         self._leaving = False
-        self._held = ""
+        self._held = self._distrusted = ""
         self._conditions: dict[str, tuple[Condition, ...]] = {}
         self._watch: Watch | None = None
 
@@ -85,6 +85,12 @@ class InstanceMonitor:
         self._held = reason
         if self._watch is not None:
             self._watch.hold(reason)
+
+    def distrust(self, why: str) -> None:
+        """The server is said to be unwell, as `why` says: a last resort, until this is called with an empty text."""
+        self._distrusted = why
+        if self._watch is not None:
+            self._watch.distrust(why)
 
     def report(self, source: str, conditions: Iterable[Condition]) -> None:
         """Troubles of the instance that `source` sees now, in place of those that it saw before."""
@@ -124,6 +130,7 @@ class InstanceMonitor:
             watch = Watch(core, client, leased, config, plan.models, self._file, group, plan.flags)
             self._watch = watch
             watch.hold(self._held)
+            watch.distrust(self._distrusted)
             for source, conditions in self._conditions.items():
                 watch.report(source, conditions)
             stop = self._orders.stop.set if self._stop_server is not None else None

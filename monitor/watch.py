@@ -115,6 +115,11 @@ class Watch:
             self._core.ended(reason)
         self.publish()
 
+    def distrust(self, why: str) -> None:
+        """The server is said to be unwell; empty: well again."""
+        self._core.distrust(why)
+        self.publish_soon()
+
     def report(self, source: str, conditions: Iterable[Condition]) -> None:
         """Troubles of the instance that somebody else sees."""
         self._core.report(source, conditions)

@@ -129,6 +129,7 @@ class Attachment:
 
     def _tell(self, monitor: InstanceMonitor, target: Target) -> None:
         monitor.hold(target.held)
+        monitor.distrust(target.unhealthy)
         conditions: Mapping[str, str] = {"ContainerUnhealthy": target.unhealthy, "UnknownLabels": target.remarks}
         monitor.report("docker", [Condition(name, text) for name, text in conditions.items() if text])
 

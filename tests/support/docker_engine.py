@@ -170,6 +170,13 @@ class DockerEngine:
         self._made.append(made["Id"])
         return str(made["Id"])
 
+    def execute(self, container: str, *command: str) -> None:
+        """Run a program inside, to its end."""
+        made = self.api.exec_create(container, list(command))["Id"]
+        output = self.api.exec_start(made)
+        code = self.api.exec_inspect(made)["ExitCode"]
+        assert code == 0, f"{command} ended with {code}: {output!r}"
+
     def remove(self, container: str) -> None:
         with contextlib.suppress(self._docker.errors.NotFound):
             self.api.remove_container(container, force=True, v=True)
