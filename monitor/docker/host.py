@@ -118,9 +118,8 @@ class HostMonitor:
             docker = self._docker
             host = docker.docker_host_name or await self._engine.name()
             own = own_container(_mounts(), socket.gethostname(), (one.id for one in containers))
-            log.info(
-                "watching the containers of Docker host %s from %s", host, f"container {own[:12]}" if own else "it"
-            )
+            seat = f"container {own[:12]}" if own else "the host itself"
+            log.info("watching the containers of Docker host %s, from %s", host, seat)
             advertise = self._config.advertise_address or ""
             self._core = DockerCore(host, own, docker.docker_network, advertise, stop=docker.docker_stop)
             first = True
