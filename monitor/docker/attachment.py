@@ -7,8 +7,9 @@ given up, or left to it.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 
 from monitor.config import MonitorConfig
@@ -29,9 +30,7 @@ _AGAIN = 5.0
 class Attachment:
     """`want` says what is to be watched; `run` does it until nothing is wanted any more, or `leave`."""
 
-    def __init__(
-        self, target: Target, config: MonitorConfig, engine: Engine, etcd: EtcdClient, orders: StopOrders, *, new: bool
-    ) -> None:
+    def __init__(self, target: Target, config: MonitorConfig, engine: Engine, etcd: EtcdClient, *, new: bool) -> None:
         """`new`: the container was seen starting, so an earlier run's keys can't be true."""
         self.name = target.name
         """The container's name."""
@@ -39,11 +38,11 @@ class Attachment:
         self._config = config
         self._engine = engine
         self._etcd = etcd
-        self._orders = orders
+        self._orders = StopOrders()
         self._new = new
         self._monitor: InstanceMonitor | None = None
         self._watched: Target | None = None
-        self._left = False
+        self._over = False
         self._changed = asyncio.Event()
 
     def want(self, target: Target | None, why: str = "") -> None:
@@ -62,14 +61,22 @@ class Attachment:
 
     def leave(self) -> None:
         """End, and leave the keys to the next monitor of this host."""
-        self._left = True
+        self._over = True
         self._changed.set()
         if self._monitor is not None:
             self._monitor.leave()
 
+    def drain(self, *, hasten: bool = False) -> None:
+        """Drain it and end; `hasten`: no more waiting. The container runs on."""
+        self._over = True
+        self._changed.set()
+        self._orders.stop.set()
+        if hasten:
+            self._orders.hasten.set()
+
     async def run(self) -> None:
         """Returns when nothing is wanted any more."""
-        while self._target is not None and not self._left:
+        while self._target is not None and not self._over:
             self._changed.clear()
             target = self._target
             try:
@@ -82,7 +89,8 @@ class Attachment:
             finally:
                 self._monitor = self._watched = None
             self._new = True
-            if self._target is not None and self._target.identity == target.identity:
+            self._orders = self._orders if self._over else StopOrders()
+            if not self._over and self._target is not None and self._target.identity == target.identity:
                 # It ended by an order: what is still there was meant to be left alone.
                 await self._until_changed(None)
 
@@ -109,23 +117,22 @@ class Attachment:
             self._etcd,
             self._orders,
             new_server=self._new,
-            stop_server=self._stopping(target) if target.stop else None,
+            stop_server=functools.partial(self._stop_container, target),
         )
-        if self._target is None or self._target.identity != target.identity or self._left:
+        if self._target is None or self._target.identity != target.identity or self._over:
             return
         self._monitor, self._watched = monitor, self._target
         self._tell(monitor, self._target)
         await monitor.run()
 
-    def _stopping(self, target: Target) -> Callable[[], Awaitable[None]]:
-        async def stop() -> None:
-            log.info("instance %s: stopping container %s", target.instance, target.name)
-            try:
-                await self._engine.stop(target.container, self._config.stop_grace)
-            except EngineError as error:
-                log.error("instance %s: container %s could not be stopped: %s", target.instance, target.name, error)
-
-        return stop
+    async def _stop_container(self, target: Target) -> None:
+        if self._over:  # the monitor ends, not the server
+            return
+        log.info("instance %s: stopping container %s", target.instance, target.name)
+        try:
+            await self._engine.stop(target.container, self._config.stop_grace)
+        except EngineError as error:
+            log.error("instance %s: container %s could not be stopped: %s", target.instance, target.name, error)
 
     def _tell(self, monitor: InstanceMonitor, target: Target) -> None:
         monitor.hold(target.held)

@@ -38,10 +38,6 @@ class DockerConfig:
             "metavar": "NAME",
         },
     )
-    docker_stop: bool = field(
-        default=False,
-        metadata={"help": "stop a container once it has been drained; its label modelplane.stop overrules this"},
-    )
     docker_at_exit: str = field(
         default="leave",
         metadata={

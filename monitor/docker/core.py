@@ -34,7 +34,6 @@ class Target:
     config_file: str = ""
     zone: str = ""
     capacity: int = 1
-    stop: bool = False
     held: str = ""
     unhealthy: str = ""
     remarks: str = ""
@@ -54,8 +53,7 @@ class Decision:
 
 
 class DockerCore:
-    """One host. `own_id` is the id of the container that the monitor runs in, empty if it runs on the host itself;
-    `stop`: whether a drained container is stopped where its label says nothing."""
+    """One host. `own_id` is the id of the container that the monitor runs in, empty if it runs on the host itself."""
 
     def __init__(
         self,
@@ -63,13 +61,10 @@ class DockerCore:
         own_id: str = "",
         networks: tuple[str, ...] = (),
         advertise: str = "",
-        *,
-        stop: bool = False,
     ) -> None:
         self._host = host
         self._own_id = own_id
         self._view = View(networks=networks, advertise=advertise)
-        self._stop = stop
         self._containers: dict[str, Container] = {}
         self._watched: dict[str, Target] = {}
         """By container id, as decided last."""
@@ -142,7 +137,6 @@ class DockerCore:
             config_file=wishes.config_file,
             zone=wishes.zone,
             capacity=wishes.capacity,
-            stop=self._stop if wishes.stop is None else wishes.stop,
             held="its container is paused" if container.paused else "",
             unhealthy=_unhealthy(container),
             remarks=_remarks(wishes),

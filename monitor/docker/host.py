@@ -25,7 +25,7 @@ from monitor.docker.engine import Engine, EngineError
 from monitor.docker.events import to_look_at
 from monitor.docker.refusal import QUIET, Refusal
 from monitor.errors import MonitorError
-from monitor.signals import StopOrders, StopSignals
+from monitor.signals import StopSignals
 from registry.etcd import EtcdClient
 
 log = logging.getLogger(__name__)
@@ -50,8 +50,7 @@ class HostMonitor:
         self._docker = docker
         self._engine = engine
         self._etcd = etcd
-        self._drain = docker.docker_at_exit == "drain"
-        self._orders: StopOrders = signals if self._drain else StopOrders()
+        self._signals = signals
         self._core: DockerCore | None = None
         self._attachments: dict[str, Attachment] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -85,11 +84,18 @@ class HostMonitor:
 
     async def end(self) -> None:
         """End all instances as --docker-at-exit says."""
-        if not self._drain:
-            for attachment in self._attachments.values():
-                attachment.leave()
+        drain = self._docker.docker_at_exit == "drain"
+        for attachment in self._attachments.values():
+            attachment.drain() if drain else attachment.leave()
+        hastened = asyncio.create_task(self._hasten(), name="hasten")
         if self._tasks:
             await asyncio.wait(self._tasks.values())
+        hastened.cancel()
+
+    async def _hasten(self) -> None:
+        await self._signals.hasten.wait()
+        for attachment in self._attachments.values():
+            attachment.drain(hasten=True)
 
     async def _take(self, queue: asyncio.Queue[Mapping[str, Any] | None]) -> None:
         """Look at what events tell of; returns when there are no more."""
@@ -121,7 +127,7 @@ class HostMonitor:
             seat = f"container {own[:12]}" if own else "the host itself"
             log.info("watching the containers of Docker host %s, from %s", host, seat)
             advertise = self._config.advertise_address or ""
-            self._core = DockerCore(host, own, docker.docker_network, advertise, stop=docker.docker_stop)
+            self._core = DockerCore(host, own, docker.docker_network, advertise)
             first = True
         else:
             first = False
@@ -149,7 +155,7 @@ class HostMonitor:
             attachment.want(target, "" if target else self._why_not(attachment.name, decision))
         for name, target in decision.targets.items():
             if name not in self._attachments:
-                attachment = Attachment(target, self._config, self._engine, self._etcd, self._orders, new=not first)
+                attachment = Attachment(target, self._config, self._engine, self._etcd, new=not first)
                 self._attachments[name] = attachment
                 task = self._tasks[name] = asyncio.create_task(attachment.run(), name=f"instance {name}")
                 task.add_done_callback(functools.partial(self._forget, name))

@@ -16,10 +16,10 @@ from monitor.servables import WatchedModel
 from monitor.server_flags import IMAGE_ENTRYPOINT, ServerFlags, read_flags
 
 PREFIX = "modelplane."
-ENABLE, INSTANCE, STOP = "modelplane.enable", "modelplane.instance", "modelplane.stop"
+ENABLE, INSTANCE = "modelplane.enable", "modelplane.instance"
 GRPC_PORT, REST_PORT, MODELS = "modelplane.grpc-port", "modelplane.rest-port", "modelplane.models"
 ZONE, CAPACITY = "modelplane.zone", "modelplane.capacity"
-LABELS = (ENABLE, INSTANCE, STOP, GRPC_PORT, REST_PORT, MODELS, ZONE, CAPACITY)
+LABELS = (ENABLE, INSTANCE, GRPC_PORT, REST_PORT, MODELS, ZONE, CAPACITY)
 
 _IMAGE = re.compile(r"(?:^|/)tensorflow/serving(?:[:@]|$)")
 _SERVER = "tensorflow_model_server"
@@ -29,8 +29,7 @@ _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 
 @dataclass(frozen=True, slots=True)
 class Wishes:
-    """`config_file` is a path inside the container; `stop`: the container is to be stopped after a drain, None: as the
-    monitor's flags say; `unknown` are labels that look like ours and are not."""
+    """`config_file` is a path inside the container; `unknown` are labels that look like ours and are not."""
 
     port: int
     rest_port: int
@@ -39,7 +38,6 @@ class Wishes:
     zone: str
     capacity: int
     instance: str
-    stop: bool | None
     unknown: tuple[str, ...]
 
 
@@ -84,7 +82,6 @@ def read_wishes(container: Container) -> Wishes:
         zone=labels.get(ZONE, ""),
         capacity=_number(labels, CAPACITY, 1, 1_000_000, 1),
         instance=labels.get(INSTANCE, ""),
-        stop=_truth(labels, STOP),
         unknown=tuple(sorted(name for name in labels if name.startswith(PREFIX) and name not in LABELS)),
     )
 

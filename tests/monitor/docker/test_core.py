@@ -72,13 +72,12 @@ def test_labels_say_it_all() -> None:
         "modelplane.zone": "z1",
         "modelplane.capacity": "4",
         "modelplane.instance": "blue",
-        "modelplane.stop": "true",
         "modelplane.grpcport": "1",
     }
     target = only(inspection("a", image="mine", labels=labels, entrypoint=None, env=None))
     assert (target.instance, target.place.port, target.place.rest_port) == ("blue", 9000, 9001)
     assert [(model.name, model.base_path) for model in target.models] == [("digits", "/models/digits"), ("letters", "")]
-    assert (target.zone, target.capacity, target.stop) == ("z1", 4, True)
+    assert (target.zone, target.capacity) == ("z1", 4)
     assert target.remarks == "labels that are not known: modelplane.grpcport"
 
 

@@ -174,6 +174,26 @@ async def test_a_container_whose_health_check_fails_is_a_last_resort(
         await eventually(lambda: is_now(READY), "the endpoint to be READY again")
 
 
+async def test_a_container_is_drained_and_stopped_by_command(etcd: Etcd, registry: View, engine: DockerEngine) -> None:
+    """Waits for the container's end after `modelplane drain --stop`, and for its return after `docker start`."""
+    network = engine.network("n")
+    one, two = (engine.container(name(it), server(9000, "digits"), network, labels=LABELS) for it in ("one", "two"))
+    both = (("digits", instance("one")), ("digits", instance("two")))
+    with monitor(etcd, engine, "--docker-at-exit=drain") as process:
+        await registry.until(*both)
+        command = [sys.executable, "-m", "modelplane", "drain", instance("one"), "--stop", f"--etcd={etcd.endpoint}"]
+        with ChildProcess(command, etcd.folder / "drain.log", {"PYTHONPATH": str(ROOT)}) as draining:
+            assert await asyncio.to_thread(draining.wait) == 0, draining.output
+        await eventually(lambda: not engine.api.inspect_container(one)["State"]["Running"], "the container's end")
+        await registry.until(both[1])
+        engine.api.start(one)
+        await registry.until(*both)
+        process.send(signal.SIGTERM)
+        assert await asyncio.to_thread(process.wait) == 0
+        await registry.until()
+        assert all(engine.api.inspect_container(it)["State"]["Running"] for it in (one, two)), "they run on"
+
+
 async def test_the_config_file_is_read_inside_the_container(
     etcd: Etcd, registry: View, engine: DockerEngine, tmp_path: Path
 ) -> None:
