@@ -7,7 +7,7 @@ WORKDIR /build
 RUN python3 -m venv --without-pip /opt/modelplane
 COPY . .
 # The compiler for proto/ is needed here only: pip installs it for the build alone.
-RUN python3 -m pip --python /opt/modelplane/bin/python install --no-cache-dir .
+RUN python3 -m pip --python /opt/modelplane/bin/python install --no-cache-dir '.[docker]'
 
 FROM ${PYTHON_IMAGE}
 RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin modelplane

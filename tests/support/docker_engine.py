@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -36,7 +38,7 @@ class NoEngine(Exception):  # noqa: N818 - a reason to skip
 
 
 class DockerEngine:
-    """Use `start`; a context manager. `live_restore`: containers outlive the engine's end."""
+    """Use `start`; a context manager."""
 
     def __init__(self, url: str, daemon: list[str] | None, folder: Path | None) -> None:
         import docker
@@ -94,12 +96,12 @@ class DockerEngine:
             self._api = self._docker.APIClient(self.url, timeout=30)
         return self._api
 
-    def run(self, *flags: str) -> None:
+    def run(self) -> None:
         """Start the engine's process (again)."""
         assert self._daemon is not None
         assert self.folder is not None
         log = self.folder / "dockerd.log"
-        self._child = ChildProcess([*self._daemon, *flags], log)
+        self._child = ChildProcess(self._daemon, log)
         deadline = time.monotonic() + _START
         while time.monotonic() < deadline and self._child.alive():
             if _answers(self.folder / "socket"):
@@ -114,13 +116,16 @@ class DockerEngine:
         self._forget_client()
         self._child.stop(40)
 
-    def freeze(self) -> None:
+    def live_restore(self, on: bool) -> None:
+        """Whether containers outlive the engine's process."""
         assert self._child is not None
-        self._child.freeze()
-
-    def thaw(self) -> None:
-        assert self._child is not None
-        self._child.thaw()
+        assert self.folder is not None
+        (self.folder / "daemon.json").write_text(json.dumps({"live-restore": on}))
+        self._child.send(signal.SIGHUP)
+        deadline = time.monotonic() + _START
+        while self.api.info()["LiveRestoreEnabled"] is not on:
+            assert time.monotonic() < deadline, "the engine did not take its new configuration"
+            time.sleep(0.05)
 
     def network(self, name: str) -> str:
         name = f"mp-{os.getpid()}-{name}"

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from monitor.docker.container import read_container
 from monitor.docker.core import Decision, DockerCore
 from monitor.docker.events import to_look_at
 from tests.monitor.docker.inspections import inspection
+from tests.support.examples import examples
 
 NAMES = ("a", "b", "pod", "sidecar")
 BRIDGES = frozenset({"front", "back"})
@@ -124,7 +125,8 @@ def _shape(decision: Decision) -> tuple[Any, ...]:
     return targets, {name: refusal.reason for name, refusal in decision.refusals.items()}
 
 
-@given(st.lists(steps, min_size=10, max_size=60))
+@settings(max_examples=examples(50))
+@given(st.lists(steps, min_size=10, max_size=40))
 def test_any_history_ends_in_what_a_list_shows(history: list[tuple[str, str, str, str, bool]]) -> None:
     host, core = Host(), DockerCore("h")
     for name in ("b", "pod", "sidecar"):
