@@ -18,7 +18,7 @@ from types import MappingProxyType
 from control_plane.model import Endpoint, Health, Model
 from control_plane.suspects import Belief, Hold, SuspectPolicy, Suspects, Suspicion, Verdict
 from registry.follow import Changes, Connection, Snapshot
-from registry.keys import ClaimKey, DrainKey, InstanceKey, Keyspace, NodesKey, PlaneKey, ReadyKey, SuspectsKey
+from registry.keys import ClaimKey, DrainKey, InstanceKey, Keyspace, LoadKey, NodesKey, PlaneKey, ReadyKey, SuspectsKey
 from registry.lost import decode_lost
 from registry.records import ReadyRecord, ReadyState, RecordError, decode_plane, decode_ready, encode_ready
 
@@ -29,7 +29,7 @@ _HEALTH = {
     ReadyState.FAILING: Health.FAILING,
     ReadyState.DRAINING: Health.DRAINING,
 }
-_WITHOUT_CONSEQUENCE = PlaneKey | NodesKey | SuspectsKey | DrainKey | ClaimKey
+_WITHOUT_CONSEQUENCE = PlaneKey | NodesKey | SuspectsKey | DrainKey | ClaimKey | LoadKey
 _IN_USE = (ReadyState.READY, ReadyState.FAILING)
 _NO_ENDPOINT = (ReadyState.LOADING, ReadyState.DRAINED)
 

@@ -23,6 +23,13 @@ class InstanceKey:
 
 
 @dataclass(frozen=True, slots=True)
+class LoadKey:
+    """`instances/<instance>/load`: how busy it is."""
+
+    instance: str
+
+
+@dataclass(frozen=True, slots=True)
 class ReadyKey:
     """`ready/<model>/<version>/<instance>`: one version of one model on one instance."""
 
@@ -73,7 +80,7 @@ class ClaimKey:
     instance: str
 
 
-Key: TypeAlias = InstanceKey | ReadyKey | PolicyKey | PlaneKey | NodesKey | SuspectsKey | DrainKey | ClaimKey
+Key: TypeAlias = InstanceKey | LoadKey | ReadyKey | PolicyKey | PlaneKey | NodesKey | SuspectsKey | DrainKey | ClaimKey
 
 
 def encode_name(name: str) -> str:
@@ -140,6 +147,8 @@ class Keyspace:
         match key:
             case InstanceKey(instance):
                 return self.instances + encode_name(instance)
+            case LoadKey(instance):
+                return f"{self.instances}{encode_name(instance)}/load"
             case ReadyKey(model, version, instance):
                 return f"{self.ready}{encode_name(model)}/{version}/{encode_name(instance)}"
             case PolicyKey(model):
@@ -162,6 +171,8 @@ class Keyspace:
         match raw[len(self.prefix) :].split("/"):
             case ["instances", instance] if instance:
                 return InstanceKey(unquote(instance))
+            case ["instances", instance, "load"] if instance:
+                return LoadKey(unquote(instance))
             case ["ready", model, version, instance] if _is_version(version):
                 return ReadyKey(unquote(model), int(version), unquote(instance))
             case ["models", model]:
