@@ -60,8 +60,10 @@ def _serve(flags: Flags) -> int:
     # Not above: --help must not wait for TensorFlow, nor need it.
     from model_server import grpc_api, rest_api
     from model_server.manager import Manager, ManagerOptions
+    from model_server.metrics import Metrics
     from model_server.models import Models
 
+    metrics = Metrics(_metrics_path(flags))
     config = _initial_config(flags)
     options = ManagerOptions(
         file_system_poll_wait=flags.file_system_poll_wait_seconds,
@@ -76,10 +78,12 @@ def _serve(flags: Flags) -> int:
     )
     models.start(config)
     address = f"{flags.bind_address}:{flags.port}"
-    server = grpc_api.serve(models, address, _channel_arguments(flags), health=flags.enable_grpc_healthcheck_service)
+    server = grpc_api.serve(
+        models, address, _channel_arguments(flags), metrics, health=flags.enable_grpc_healthcheck_service
+    )
     log.info("Running gRPC ModelServer at %s ...", address)
     if flags.rest_api_port:
-        rest_api.serve(models, flags.bind_address, flags.rest_api_port, flags.rest_api_timeout_in_ms / 1000)
+        rest_api.serve(models, flags.bind_address, flags.rest_api_port, flags.rest_api_timeout_in_ms / 1000, metrics)
         log.info("Exporting HTTP/REST API at:%s:%d ...", flags.bind_address, flags.rest_api_port)
     if flags.model_config_file and flags.model_config_file_poll_wait_seconds > 0:
         threading.Thread(target=_follow_config_file, args=(flags, models), daemon=True).start()
@@ -139,6 +143,18 @@ def _initial_config(flags: Flags) -> Any:
         name=flags.model_name, base_path=flags.model_base_path, model_platform="tensorflow"
     )
     return config
+
+
+def _metrics_path(flags: Flags) -> str:
+    from model_server.metrics import page_path
+
+    if not flags.monitoring_config_file:
+        return ""
+    path = Path(flags.monitoring_config_file)
+    try:
+        return page_path(path.read_text())
+    except OSError as error:
+        raise ServingError(Code.NOT_FOUND, f"{path}; {os.strerror(error.errno or 0)}") from error
 
 
 def read_config_file(path: Path) -> Any:

@@ -43,6 +43,7 @@ class Flags:
     tensorflow_session_parallelism: int = _flag(0, "threads for each of the two below; 0: as many as cores")
     tensorflow_intra_op_parallelism: int = _flag(0, "threads inside one operation; 0: as many as cores")
     tensorflow_inter_op_parallelism: int = _flag(0, "threads for independent operations; 0: as many as cores")
+    monitoring_config_file: str = _flag("", "a MonitoringConfig in protobuf's text format: a Prometheus page, for REST")
     version: bool = _flag(False, "print the version and exit")
 
 
@@ -59,7 +60,6 @@ IGNORED = frozenset(
         "grpc_max_threads",
         "grpc_socket_path",
         "mixed_precision",
-        "monitoring_config_file",
         "num_tflite_interpreters_per_pool",
         "num_tflite_pools",
         "num_unload_threads",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -19,6 +20,7 @@ from model_server.messages import (
     predict_pb2,
     regression_pb2,
 )
+from model_server.metrics import Metrics
 from model_server.models import Models
 
 # Started one by one as calls run at the same time; TF Serving's own server has no limit.
@@ -45,16 +47,23 @@ _METHODS: dict[str, dict[str, tuple[Call, Any]]] = {
         "HandleReloadConfigRequest": (service.handle_reload_config, model_management_pb2.ReloadConfigRequest),
     },
 }
+COUNTED = frozenset({"Predict", "Classify", "Regress"})
 HEALTHY_SERVICES = ("", "ModelService", "PredictionService")
 
 
-def serve(models: Models, address: str, arguments: list[tuple[str, str | int]], *, health: bool) -> grpc.Server:
+def serve(
+    models: Models, address: str, arguments: list[tuple[str, str | int]], metrics: Metrics, *, health: bool
+) -> grpc.Server:
     """Open the port and return the running server. Raises RuntimeError if the port is taken."""
     # TF Serving's own options last: a repeated key's last value counts.
     server = grpc.server(ThreadPoolExecutor(MAX_THREADS, "grpc"), options=[*_OPTIONS, *arguments])
     handlers = [
         grpc.method_handlers_generic_handler(
-            name, {method: _handler(models, call, request) for method, (call, request) in methods.items()}
+            name,
+            {
+                method: _handler(models, call, request, _counting(metrics, method))
+                for method, (call, request) in methods.items()
+            },
         )
         for name, methods in _METHODS.items()
     ]
@@ -67,15 +76,29 @@ def serve(models: Models, address: str, arguments: list[tuple[str, str | int]], 
     return server
 
 
-def _handler(models: Models, call: Call, request_type: Any) -> grpc.RpcMethodHandler[Any, Any]:
+def _counting(metrics: Metrics, method: str) -> Callable[[Any, str, float], None]:
+    def count(request: Any, status: str, began: float) -> None:
+        if method in COUNTED:
+            metrics.ended(request.model_spec.name, method, "GRPC", status, time.perf_counter() - began)
+
+    return count
+
+
+def _handler(
+    models: Models, call: Call, request_type: Any, count: Callable[[Any, str, float], None]
+) -> grpc.RpcMethodHandler[Any, Any]:
     def answer(raw: bytes, context: grpc.ServicerContext) -> bytes:
+        began = time.perf_counter()
+        request = request_type()
         try:
-            request = request_type.FromString(raw)
+            request.ParseFromString(raw)
             # Without a deadline, gRPC for Python says some centuries.
             left = context.time_remaining()
             timeout = left if left is not None and left < NO_DEADLINE else None
             result: bytes = call(models, request, timeout).SerializeToString()
+            count(request, "OK", began)
         except ServingError as error:
+            count(request, error.code.name, began)
             message = error.message
             if len(message) > MESSAGE_LIMIT:
                 message = message[:MESSAGE_LIMIT] + "...TRUNCATED"

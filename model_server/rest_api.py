@@ -1,6 +1,7 @@
 """The REST port: TF Serving's http_rest_api_handler.cc on the standard library's HTTP server.
 
 Invariant: every answer under /v1/ is JSON; an error is `{ "error": "…" }` with the HTTP code of its canonical code.
+Beside /v1/ there may be a page of metrics.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import json
 import logging
 import re
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -25,6 +27,7 @@ from model_server.messages import (
     predict_pb2,
     regression_pb2,
 )
+from model_server.metrics import Metrics
 from model_server.models import Models
 
 log = logging.getLogger(__name__)
@@ -59,10 +62,10 @@ class _Server(ThreadingHTTPServer):
         super().__init__(address, _Handler)
 
 
-def serve(models: Models, host: str, port: int, timeout: float) -> None:
+def serve(models: Models, host: str, port: int, timeout: float, metrics: Metrics) -> None:
     """Open the port and return; one daemon thread per connection. Raises RuntimeError if the port is taken."""
     try:
-        server = _Server((host, port), Rest(models, timeout))
+        server = _Server((host, port), Rest(models, timeout, metrics))
     except OSError as error:
         raise RuntimeError(f"{host}:{port} is taken ({error.strerror})") from error
     threading.Thread(target=server.serve_forever, name="rest", daemon=True).start()
@@ -71,8 +74,9 @@ def serve(models: Models, host: str, port: int, timeout: float) -> None:
 class Rest:
     """A method, a path and a body in; a code and a body out."""
 
-    def __init__(self, models: Models, timeout: float) -> None:
+    def __init__(self, models: Models, timeout: float, metrics: Metrics) -> None:
         self._models, self._timeout = models, timeout
+        self.metrics = metrics
 
     def answer(self, method: str, path: str, body: bytes) -> tuple[int, bytes]:
         """Answer one request; errors too."""
@@ -81,7 +85,7 @@ class Rest:
             return 404, b"Not Found"
         try:
             if method == "POST" and (asked := _ASK.fullmatch(path)):
-                return 200, self._ask(asked, body)
+                return 200, self._counted(asked, body)
             if method == "GET" and (asked := _STATUS.fullmatch(path)):
                 return 200, self._describe(asked)
             raise invalid(f"Malformed request: {method} {path}")
@@ -105,6 +109,19 @@ class Rest:
         response.metadata["signature_def"].Unpack(signatures)
         spec = _json(response.model_spec)
         return f'{{\n"model_spec":{spec}\n,\n"metadata": {{"signature_def": {_json(signatures)}\n}}\n}}\n'.encode()
+
+    def _counted(self, asked: re.Match[str], body: bytes) -> bytes:
+        began, status = time.perf_counter(), "INTERNAL"
+        try:
+            answer = self._ask(asked, body)
+            status = "OK"
+            return answer
+        except ServingError as error:
+            status = error.code.name
+            raise
+        finally:
+            name, api = unquote(asked["name"]), asked["method"].lower()
+            self.metrics.ended(name, api, "REST", status, time.perf_counter() - began)
 
     def _ask(self, asked: re.Match[str], body: bytes) -> bytes:
         document = rest_json.parse_body(body)
@@ -178,14 +195,18 @@ class _Handler(BaseHTTPRequestHandler):
     do_POST = do_PUT = do_DELETE = do_PATCH = do_GET  # noqa: N815
 
     def _answer(self) -> None:
+        metrics = self.server.rest.metrics
+        kind = "application/json"
         body = self._body()
-        if body is None:
+        if metrics.path and urlsplit(self.path).path == metrics.path:
+            code, answer, kind = 200, metrics.page(), "text/plain"
+        elif body is None:
             self.close_connection = True
             code, answer = 400, rest_json.error_body(invalid("Malformed request: the body can't be read"))
         else:
             code, answer = self.server.rest.answer(self.command, self.path, body)
         self.send_response(code)
-        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(answer)))
         self.end_headers()
         self.wfile.write(answer)
