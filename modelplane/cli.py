@@ -27,7 +27,9 @@ class Command:
 COMMANDS = {
     "up": Command("up", "run a whole fleet on this machine: etcd, control plane, Envoy, model servers"),
     "status": Command("status", "show models, versions and instances, and why something is not served"),
-    "get": Command("get", "get envoys: who is connected and what each has acknowledged; get quarantine: refusals"),
+    "get": Command(
+        "get", "get envoys: who is connected and has what; get instances: how busy; get quarantine: refusals"
+    ),
     "describe": Command("describe", "describe model NAME: versions, instances, clusters, and what was refused"),
     "drain": Command("drain", "let an instance, or a model of it, end its requests and get no new ones; maybe stop it"),
     "undrain": Command("undrain", "take a drain back"),

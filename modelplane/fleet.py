@@ -14,7 +14,8 @@ from enum import StrEnum
 from control_plane.catalog import Catalog
 from control_plane.model import Health, Model
 from registry.follow import Changes, Connection, Snapshot, Update
-from registry.keys import InstanceKey, Keyspace, PlaneKey, ReadyKey
+from registry.keys import InstanceKey, Keyspace, LoadKey, PlaneKey, ReadyKey
+from registry.loads import LoadRecord, decode_load
 from registry.records import (
     InstanceRecord,
     PlaneRecord,
@@ -73,6 +74,7 @@ class Picture:
     versions: tuple[Version, ...] = ()
     instances: Mapping[str, InstanceRecord] = field(default_factory=dict)
     planes: Mapping[str, PlaneRecord] = field(default_factory=dict)
+    loads: Mapping[str, LoadRecord] = field(default_factory=dict)
 
     @property
     def converged(self) -> bool:
@@ -95,6 +97,7 @@ class Fleet:
         self._catalog = Catalog(keyspace)
         self._instances: dict[str, InstanceRecord] = {}
         self._planes: dict[str, PlaneRecord] = {}
+        self._loads: dict[str, LoadRecord] = {}
         self._special: dict[ReadyKey, State] = {}
         """What may be no endpoint and is more than its servable tells."""
         self._connected = False
@@ -123,6 +126,7 @@ class Fleet:
             versions=_versions(self._catalog.models, self._instances, self._special),
             instances=dict(sorted(self._instances.items())),
             planes=dict(self._planes),
+            loads=dict(self._loads),
         )
 
     def _take(self, entries: Mapping[str, bytes]) -> None:
@@ -131,6 +135,8 @@ class Fleet:
                 match self._keyspace.parse(raw):
                     case InstanceKey(instance):
                         self._instances[instance] = decode_instance(value)
+                    case LoadKey(instance):
+                        self._loads[instance] = decode_load(value)
                     case PlaneKey(replica):
                         self._planes[replica] = decode_plane(value)
                     case ReadyKey() as key:
@@ -147,6 +153,8 @@ class Fleet:
         match self._keyspace.parse(raw):
             case InstanceKey(instance):
                 self._instances.pop(instance, None)
+            case LoadKey(instance):
+                self._loads.pop(instance, None)
             case PlaneKey(replica):
                 self._planes.pop(replica, None)
             case ReadyKey() as key:

@@ -9,6 +9,7 @@ from pathlib import Path
 from registry.addresses import split_address
 from registry.etcd import EtcdConfig
 from registry.keys import DEFAULT_PREFIX
+from registry.loads import INTERVAL
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +61,14 @@ class MonitorConfig:
     capacity: int = field(
         default=1,
         metadata={"help": "share of the load relative to the other instances, 1 to 1000000", "metavar": "WEIGHT"},
+    )
+    load_interval: float = field(
+        default=INTERVAL,
+        metadata={
+            "help": "how often the server's Prometheus page is read (on its REST port, if it was started with a "
+            "--monitoring_config_file) for the figures of `modelplane get instances`; 0: never",
+            "metavar": "SECONDS",
+        },
     )
     prefix: str = field(
         default=DEFAULT_PREFIX,
@@ -146,6 +155,8 @@ class MonitorConfig:
             raise ValueError(f"rest_port {self.rest_port}: a TCP port is between 1 and 65535 (0: none)")
         if not 1 <= self.capacity <= 1_000_000:
             raise ValueError(f"capacity {self.capacity}: must be between 1 and 1000000")
+        if self.load_interval and not INTERVAL <= self.load_interval < float("inf"):
+            raise ValueError(f"load_interval {self.load_interval}: must be at least {INTERVAL:g}, or 0 for never")
         for name, low in {
             "lease_ttl": 1.0,
             "poll_interval": 0.005,

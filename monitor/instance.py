@@ -18,6 +18,7 @@ from monitor.client import ServerClient
 from monitor.config import MonitorConfig
 from monitor.core import MonitorCore, Timing
 from monitor.drain import Drain
+from monitor.load_watch import LoadWatch
 from monitor.model_config import ModelConfigFile
 from monitor.plan import Plan
 from monitor.predecessor import stale_keys
@@ -27,7 +28,7 @@ from monitor.watch import Watch
 from monitor.wished_drain import WishedDrain
 from registry.addresses import join_address
 from registry.etcd import EtcdClient
-from registry.keys import Keyspace
+from registry.keys import Keyspace, LoadKey
 from registry.leased import LeasedKeys
 from registry.records import Condition, ReadyRecord, ReadyState
 
@@ -137,6 +138,7 @@ class InstanceMonitor:
             wished = WishedDrain(self._etcd, leased, self._keyspace, core, stop)
             draining = group.create_task(wished.run(watch), name="wished drain")
             registration = group.create_task(_register(leased, wished), name="registration")
+            loads = group.create_task(self._tell_load(name, leased), name="load")
             try:
                 await self._until_told_to_end()
                 draining.cancel()
@@ -144,10 +146,17 @@ class InstanceMonitor:
             finally:
                 self._watch = None
                 draining.cancel()
+                loads.cancel()
                 watch.stop()
                 if not self._leaving:
                     await leased.close()
                 registration.cancel()
+
+    async def _tell_load(self, name: str, leased: LeasedKeys) -> None:
+        plan, interval = self._plan, self._config.load_interval
+        if plan.rest_port and interval:
+            key = self._keyspace.make(LoadKey(name))
+            await LoadWatch(name, plan.host, plan.rest_port, interval, lambda record: leased.set({key: record})).run()
 
     async def _until_told_to_end(self, work: asyncio.Task[Any] | None = None) -> bool:
         """Wait for a stop order, the server's end, or `work`; whether `work` is done. If not it has been cancelled."""

@@ -90,7 +90,7 @@ def test_the_envoy_bootstrap_names_every_control_plane(capsys: pytest.CaptureFix
             1,
             "and no `modelplane up` has its state in /nowhere",
         ),
-        (["get"], 2, "say what to get; there are envoys and quarantine"),
+        (["get"], 2, "say what to get; there are envoys, instances and quarantine"),
         (["get", "envoi"], 2, "can't get 'envoi'; did you mean envoys?"),
         (["get", "envoys", "-o", "yaml"], 2, "--output: 'yaml' is none of table, wide, json"),
         (["get", "envoys", "--control-plane", "plane-0"], 2, "'plane-0' is not HOST:PORT"),

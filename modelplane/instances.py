@@ -1,0 +1,136 @@
+"""The instances as lines of text, or as JSON: what they hold, how busy they are. Pure: a picture of the registry in."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any
+
+from modelplane.fleet import Picture, State
+from modelplane.lines import Line, Tone, block
+from modelplane.table import rest_address
+from registry.addresses import join_address
+from registry.loads import LoadRecord
+from registry.records import InstanceRecord, InstanceState
+
+_TONES = {
+    InstanceState.SERVING: Tone.PLAIN,
+    InstanceState.UNREACHABLE: Tone.BAD,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """`ready` of `known` models; `draining`: requests in flight where it drains, by the load reports of Envoys; None
+    where nothing drains or not all have reported."""
+
+    name: str
+    record: InstanceRecord
+    ready: int
+    known: int
+    load: LoadRecord | None
+    draining: int | None
+
+
+def instances(picture: Picture, *, wide: bool = False) -> list[Line]:
+    """A line for each instance."""
+    rows = _rows(picture)
+    if not rows:
+        return [Line("The registry knows no instance.")]
+    head = ["INSTANCE", "ADDRESS", "ZONE", "CAPACITY", "STATE", "READY", "IN FLIGHT", "REQ/S", "LATENCY", "QUEUE"]
+    more = ["REST", "ERRORS/S", "MONITOR", "DETAIL"] if wide else []
+    cells = [[*_cells(row), *(_more(row) if wide else []), _conditions(row)] for row in rows]
+    tones = [_TONES.get(row.record.state, Tone.WAITING) for row in rows]
+    return block([*head, *more, "CONDITIONS"], cells, tones)[1:]
+
+
+def documents(picture: Picture) -> list[dict[str, Any]]:
+    """The same for machines; what is not known is null. Times in seconds."""
+    return [_document(row) for row in _rows(picture)]
+
+
+def _rows(picture: Picture) -> list[_Row]:
+    known: defaultdict[str, set[str]] = defaultdict(set)
+    ready: defaultdict[str, set[str]] = defaultdict(set)
+    for version in picture.versions:
+        for instance, holding in version.holdings.items():
+            known[instance].add(version.model)
+            if holding.state is State.READY:
+                ready[instance].add(version.model)
+    counts: defaultdict[str, list[int]] = defaultdict(list)
+    for plane in picture.planes.values():
+        for instance, count in plane.draining.items():
+            counts[instance].append(count)
+    return [
+        _Row(
+            name,
+            record,
+            len(ready[name]),
+            len(known[name]),
+            picture.loads.get(name),
+            sum(counts[name]) if counts[name] else None,
+        )
+        for name, record in picture.instances.items()
+    ]
+
+
+def _cells(row: _Row) -> list[str]:
+    record, load = row.record, row.load
+    return [
+        row.name,
+        join_address(record.address, record.grpc_port),
+        record.zone or "-",
+        str(record.capacity),
+        record.state,
+        f"{row.ready}/{row.known}",
+        f"{row.draining} to end" if row.draining is not None else "-" if load is None else f"{load.in_flight:g}",
+        "-" if load is None else f"{load.requests:g}",
+        "-" if load is None or not load.latency else _seconds(load.latency),
+        "-" if load is None or load.queued is None else f"{load.queued:g}",
+    ]
+
+
+def _more(row: _Row) -> list[str]:
+    record = row.record
+    return [
+        rest_address(record.address, record.rest_port),
+        "-" if row.load is None else f"{row.load.errors:g}",
+        record.monitor_version or "-",
+        record.detail or "-",
+    ]
+
+
+def _conditions(row: _Row) -> str:
+    return ", ".join(dict.fromkeys(condition.name for condition in row.record.conditions)) or "-"
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.3g} s" if value >= 1 else f"{value * 1e3:.3g} ms"
+
+
+def _document(row: _Row) -> dict[str, Any]:
+    record, load = row.record, row.load
+    figures = None
+    if load is not None:
+        figures = {
+            "in_flight": load.in_flight,
+            "requests_per_second": load.requests,
+            "errors_per_second": load.errors,
+            "latency_seconds": load.latency,
+            "queued": load.queued,
+        }
+    return {
+        "instance": row.name,
+        "address": record.address,
+        "grpc_port": record.grpc_port,
+        "rest_port": record.rest_port,
+        "zone": record.zone,
+        "capacity": record.capacity,
+        "state": record.state,
+        "detail": record.detail,
+        "monitor_version": record.monitor_version,
+        "models": {"ready": row.ready, "known": row.known},
+        "load": figures,
+        "draining_in_flight": row.draining,
+        "conditions": [{"name": condition.name, "text": condition.text} for condition in record.conditions],
+    }

@@ -1,0 +1,94 @@
+"""`modelplane get instances`, of a picture of the registry."""
+
+from __future__ import annotations
+
+from modelplane.fleet import Fleet
+from modelplane.instances import documents, instances
+from registry.follow import Changes, Snapshot
+from registry.keys import InstanceKey, Keyspace, LoadKey, PlaneKey, ReadyKey
+from registry.loads import LoadRecord, encode_load
+from registry.records import (
+    Condition,
+    InstanceRecord,
+    InstanceState,
+    PlaneRecord,
+    Proof,
+    ReadyRecord,
+    ReadyState,
+    Servable,
+    ServableState,
+    encode_instance,
+    encode_plane,
+    encode_ready,
+)
+
+KEYS = Keyspace()
+GOOD = Servable("m", 1, ServableState.AVAILABLE, "", Proof.PROVED)
+BAD = Servable("n", 1, ServableState.END, "DATA_LOSS: broken")
+
+
+def fleet() -> Fleet:
+    one = InstanceRecord(
+        *("10.0.0.1", 8500, 8501, "eu-1", 4),
+        state=InstanceState.SERVING,
+        servables=(GOOD, BAD),
+        conditions=(Condition("ReloadBlocked", "since long"), Condition("ReloadBlocked", "and another")),
+    )
+    two = InstanceRecord("10.0.0.2", 8500, state=InstanceState.DRAINING, servables=(GOOD,))
+    entries = {
+        KEYS.make(InstanceKey("one")): encode_instance(one),
+        KEYS.make(InstanceKey("two")): encode_instance(two),
+        KEYS.make(ReadyKey("m", 1, "one")): encode_ready(ReadyRecord(ReadyState.READY, "10.0.0.1", 8500)),
+        KEYS.make(ReadyKey("m", 1, "two")): encode_ready(ReadyRecord(ReadyState.DRAINING, "10.0.0.2", 8500)),
+        KEYS.make(LoadKey("one")): encode_load(LoadRecord(3.25, 120.0, 0.5, 0.027)),
+        KEYS.make(PlaneKey("a")): encode_plane(PlaneRecord(7, draining={"two": 2})),
+        KEYS.make(PlaneKey("b")): encode_plane(PlaneRecord(7, draining={"two": 1})),
+    }
+    told = Fleet(KEYS)
+    told.apply(Snapshot(7, entries), 0.0)
+    return told
+
+
+def test_a_line_for_each() -> None:
+    head, one, two = (line.text.split() for line in instances(fleet().picture(0.0)))
+    assert head[:6] == ["INSTANCE", "ADDRESS", "ZONE", "CAPACITY", "STATE", "READY"]
+    assert one == [
+        "one",
+        "10.0.0.1:8500",
+        "eu-1",
+        "4",
+        "SERVING",
+        "1/2",
+        "3.25",
+        "120",
+        "27",
+        "ms",
+        "-",
+        "ReloadBlocked",
+    ]
+    assert two == ["two", "10.0.0.2:8500", "-", "1", "DRAINING", "0/1", "3", "to", "end", "-", "-", "-", "-"]
+
+
+def test_wide_and_json_tell_more() -> None:
+    wide = instances(fleet().picture(0.0), wide=True)
+    assert "10.0.0.1:8501" in wide[1].text
+    first, second = documents(fleet().picture(0.0))
+    assert first["models"] == {"ready": 1, "known": 2}
+    assert first["load"]["latency_seconds"] == 0.027
+    assert first["load"]["queued"] is None
+    assert (second["load"], second["draining_in_flight"]) == (None, 3)
+
+
+def test_a_load_that_is_gone_and_one_that_is_nonsense() -> None:
+    told, key = fleet(), KEYS.make(LoadKey("one"))
+    told.apply(Changes(8, {key: b"?"}, frozenset()), 1.0)
+    assert told.picture(1.0).loads["one"].requests == 120.0
+    told.apply(Changes(9, {}, frozenset({key})), 1.0)
+    assert told.picture(1.0).loads == {}
+    assert told.picture(1.0).revision == 7, "no resource depends on it"
+
+
+def test_an_empty_registry() -> None:
+    told = Fleet(KEYS)
+    told.apply(Snapshot(1, {}), 0.0)
+    assert [line.text for line in instances(told.picture(0.0))] == ["The registry knows no instance."]
