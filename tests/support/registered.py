@@ -25,11 +25,18 @@ class Registered:
         self.upstreams: dict[str, EchoServer] = {}
 
     async def register(
-        self, instance: str, version: int, *, capacity: int = 1, state: ReadyState = ReadyState.READY, model: str = "m"
+        self,
+        instance: str,
+        version: int,
+        *,
+        capacity: int = 1,
+        zone: str = "",
+        state: ReadyState = ReadyState.READY,
+        model: str = "m",
     ) -> int:
         """The revision."""
         port = self.upstreams[instance].port
-        record = ReadyRecord(state, "127.0.0.1", port, capacity=capacity, several_versions=True)
+        record = ReadyRecord(state, "127.0.0.1", port, zone=zone, capacity=capacity, several_versions=True)
         await self.etcd.put(SPACE.make(InstanceKey(instance)), encode_instance(InstanceRecord("127.0.0.1", port)))
         return await self.etcd.put(SPACE.make(ReadyKey(model, version, instance)), encode_ready(record))
 
