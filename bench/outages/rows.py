@@ -108,15 +108,16 @@ async def _compacted(world: World) -> None:
 async def _revoked(world: World) -> None:
     await world.change()
     world.gone()
-    await world.do(world.fleet.etcd.revoke_leases)
+    # etcd is there all the time: the clock starts with the fault.
     await world.back()
+    await world.do(world.fleet.etcd.revoke_leases)
 
 
 async def _deleted(world: World) -> None:
     await world.change()
     world.gone()
-    await world.do(lambda: world.fleet.etcd.delete_all(PREFIX))
     await world.back()
+    await world.do(lambda: world.fleet.etcd.delete_all(PREFIX))
 
 
 async def _full(world: World) -> None:
