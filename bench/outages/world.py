@@ -90,11 +90,11 @@ class World:
         self.changes.append(f"{victim.name} killed {what}, {comer.name} and version {fleet.version} came")
 
     async def back(self) -> None:
-        """etcd has been put right, or answers again by itself: wait until it does; the clock starts here."""
-        await eventually(self._answers, "etcd to answer", 60)
+        """etcd has been put right, or is there all the time: the clock starts here; wait until it answers."""
         self._back = time.monotonic()
         self._wrong = Wrong(self._back, self._back)
         self._watching = asyncio.create_task(self._watch())
+        await eventually(self._answers, "etcd to answer", 60)
 
     async def _answers(self) -> bool:
         try:
