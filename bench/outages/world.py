@@ -119,7 +119,9 @@ class World:
         """One row from a fleet that is right to one that is right and stays so for a lease's time."""
         await self.settle()
         self.changes.clear()
-        async with Probes(self.fleet.address, lambda: self.chance.choice(MODELS), rest=_REST) as load:
+        # The load's chance is its own: how often it is asked depends on time.
+        asked = random.Random(name)
+        async with Probes(self.fleet.address, lambda: asked.choice(MODELS), rest=_REST) as load:
             await load.more(50)
             try:
                 await fault(self)
