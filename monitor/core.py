@@ -37,6 +37,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import chain
 
+from monitor.inherited import Inherited
 from monitor.known import KnownModel, KnownVersion, bridges_a_swap, cut, told_hang, told_proof, told_servables
 from monitor.proof_course import Course, ReproofPolicy, Reproofs, Standing
 from monitor.servables import Outcome, PollFailure, Probe, VersionStatus, WatchedModel
@@ -105,6 +106,7 @@ class MonitorCore:
         self._dirty: set[str] = set()
         self._dropped: set[ReadyKey] = set()
         self._published: InstanceRecord | None = None
+        self._inherited = Inherited()
 
     @property
     def draining(self) -> bool:
@@ -140,6 +142,31 @@ class MonitorCore:
             if name not in wanted:
                 known.listed = False
                 self._forget_if_gone(name, known)
+
+    def inherit(self, inherited: Inherited) -> None:
+        """What an earlier monitor left: it stands where `inherited` says so. To be called before anything is handed
+        over; `release` ends what leads to other servers."""
+        self._inherited = inherited
+
+    @property
+    def inherited_places(self) -> frozenset[tuple[str, int]]:
+        """Where the other servers are to which inherited endpoints lead."""
+        return self._inherited.places
+
+    @property
+    def ready_keys(self) -> frozenset[ReadyKey]:
+        """All readiness keys that were handed over and not taken back."""
+        return frozenset(key for model in self._models.values() for key in model.published)
+
+    def release(self) -> None:
+        """No inherited endpoint of another server is true any more."""
+        self._dirty |= self._inherited.models & self._models.keys()
+        self._inherited.release()
+        self.touched = True
+
+    def stood_still(self) -> None:
+        """This process stood still: the server may have been restarted meanwhile."""
+        self._cut_off = True
 
     def notice(self, text: str) -> None:
         """Something to say of the instance that is no model's fault, such as a broken config file; empty: all well."""
@@ -355,6 +382,8 @@ class MonitorCore:
             log.warning("instance %s: the server is unreachable: %s", self.instance, reason)
             self._state = InstanceState.UNREACHABLE
         self._trouble, self.touched = reason, True
+        if self._state is InstanceState.UNREACHABLE:
+            self._inherited.unreachable()
         for name, model in list(self._models.items()):
             self._forget_versions(model)
             model.answer, model.failures, model.trouble = None, 0, ""
@@ -404,6 +433,8 @@ class MonitorCore:
             if state is not None:
                 key = ReadyKey(model.watched.name, number, self.instance)
                 keys[key] = replace(self._endpoint, state=state, several_versions=several)
+        if not self.draining:
+            self._inherited.overlay(model, keys)
         return keys
 
     def _ready_state(self, version: KnownVersion) -> ReadyState | None:
@@ -419,7 +450,7 @@ class MonitorCore:
 
     def _instance_record(self) -> InstanceRecord:
         models = [self._models[name] for name in sorted(self._models)]
-        troubles = [text for text in (self._trouble, self._notice) if text]
+        troubles = [text for text in (self._trouble, self._notice, self._inherited.text) if text]
         if not self._trouble:
             troubles += [f"model {model.watched.name}: {model.trouble}" for model in models if model.trouble]
         endpoint = self._endpoint

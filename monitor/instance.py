@@ -14,19 +14,23 @@ from importlib.metadata import version
 from typing import Any
 
 from monitor.address import advertised_address
+from monitor.claiming import make_claimant, turned_away, wait_for_turn
 from monitor.client import ServerClient
 from monitor.config import MonitorConfig
 from monitor.core import MonitorCore, Timing
 from monitor.drain import Drain
+from monitor.errors import InstanceSupersededError
+from monitor.inherited import Inherited
 from monitor.load_watch import LoadWatch
 from monitor.model_config import ModelConfigFile
 from monitor.plan import Plan
-from monitor.predecessor import stale_keys
+from monitor.predecessor import answers, remains
 from monitor.proof_course import ReproofPolicy
 from monitor.signals import StopOrders
 from monitor.watch import Watch
 from monitor.wished_drain import WishedDrain
 from registry.addresses import join_address
+from registry.claims import Claim, Claimant, SupersededError
 from registry.etcd import EtcdClient
 from registry.keys import Keyspace, LoadKey
 from registry.leased import LeasedKeys
@@ -37,6 +41,11 @@ log = logging.getLogger(__name__)
 _LAST_WORD = 2.0
 """Seconds that the news of a dead server may take to etcd before the monitor ends all the same."""
 _PROGRESS = 5.0
+_LOOK = 1.0
+"""Seconds between two looks at a server that an earlier monitor registered."""
+_BEFORE_THE_DEADLINE = 5.0
+"""Seconds before the end of a drain deadline at which what leads to a superseded monitor's server goes at the latest.
+"""
 
 
 class InstanceMonitor:
@@ -110,7 +119,8 @@ class InstanceMonitor:
             advertised_address(config.advertise_address, plan.host, config.etcd.addresses), name="address"
         )
         if not await self._until_told_to_end(resolving):
-            return await self._stop()
+            await self._stop()
+            return
         address = resolving.result()
         name = config.instance or join_address(address, plan.port)
         endpoint = ReadyRecord(
@@ -119,38 +129,116 @@ class InstanceMonitor:
         reproof = ReproofPolicy(config.reprove_interval, config.reprove_rate, config.probe_deadline)
         timing = Timing(config.poll_interval, slow_for=2 * config.poll_deadline, reproof=reproof)
         core = MonitorCore(name, endpoint, version("modelplane"), timing, patient=self._new_server)
-        leased = LeasedKeys(self._etcd, config.lease_ttl)
-        inheriting = asyncio.create_task(
-            stale_keys(self._etcd, self._keyspace, name, endpoint, new_server=self._new_server), name="inherit"
-        )
-        if not await self._until_told_to_end(inheriting):
-            return await self._stop()
-        leased.set(dict.fromkeys(inheriting.result()))
-        log.info("instance %s: watching the server at %s, registry %s", name, client.target, config.prefix)
+        claimant = make_claimant(self._keyspace, name, join_address(address, plan.port), config.lease_ttl)
+        turn = asyncio.create_task(wait_for_turn(self._etcd, claimant), name="turn")
+        if await self._until_told_to_end(turn):
+            await self._claim_and_run(core, client, endpoint, claimant)
+        else:
+            await self._stop()
+
+    async def _claim_and_run(
+        self, core: MonitorCore, client: ServerClient, endpoint: ReadyRecord, claimant: Claimant
+    ) -> None:
+        config, plan, name = self._config, self._plan, core.instance
+        leased = LeasedKeys(self._etcd, config.lease_ttl, claimant, self._refresh)
         async with asyncio.TaskGroup() as group:
-            watch = Watch(core, client, leased, config, plan.models, self._file, group, plan.flags)
-            self._watch = watch
-            watch.hold(self._held)
-            watch.distrust(self._distrusted)
-            for source, conditions in self._conditions.items():
-                watch.report(source, conditions)
-            stop = self._orders.stop.set if self._stop_server is not None else None
-            wished = WishedDrain(self._etcd, leased, self._keyspace, core, stop)
-            draining = group.create_task(wished.run(watch), name="wished drain")
-            registration = group.create_task(_register(leased, wished), name="registration")
-            loads = group.create_task(self._tell_load(name, leased), name="load")
+            claiming = group.create_task(leased.run(), name="claim")
+            inheriting = asyncio.create_task(self._inherit(core, leased, endpoint), name="inherit")
             try:
-                await self._until_told_to_end()
-                draining.cancel()
-                await self._end(core, watch, leased)
+                if await self._until_told_to_end(inheriting):
+                    inheriting.result()
+                    log.info("instance %s: watching %s, registry %s", name, client.target, config.prefix)
+                    self._watch = Watch(core, client, leased, config, plan.models, self._file, group, plan.flags)
+                    self._watch.hold(self._held)
+                    self._watch.distrust(self._distrusted)
+                    for source, conditions in self._conditions.items():
+                        self._watch.report(source, conditions)
+                    claiming.cancel()
+                    await asyncio.wait({claiming})
+                    await self._until_the_end(core, self._watch, leased, claimant)
+                else:
+                    await self._stop()
             finally:
-                self._watch = None
-                draining.cancel()
-                loads.cancel()
-                watch.stop()
+                watch, self._watch = self._watch, None
+                if watch is not None:
+                    watch.stop()
                 if not self._leaving:
                     await leased.close()
-                registration.cancel()
+                claiming.cancel()
+        if leased.superseded_by is not None:
+            raise InstanceSupersededError(name, leased.superseded_by)
+
+    async def _refresh(self) -> None:
+        if self._watch is not None:
+            await self._watch.refresh()
+
+    async def _inherit(self, core: MonitorCore, leased: LeasedKeys, endpoint: ReadyRecord) -> None:
+        """Take over what an earlier monitor left. With an etcd that is away, nothing: it runs out by itself."""
+        try:
+            async with asyncio.timeout(self._config.etcd.timeout):
+                await leased.claimed()
+        except TimeoutError:
+            return
+        name, keyspace = core.instance, self._keyspace
+        left = await remains(self._etcd, keyspace, name, endpoint, new_server=self._new_server)
+        leased.set({keyspace.make(key): None for key in left.stale})
+        core.inherit(Inherited(left.here, left.elsewhere))
+
+    async def _until_the_end(self, core: MonitorCore, watch: Watch, leased: LeasedKeys, claimant: Claimant) -> None:
+        stop = self._orders.stop.set if self._stop_server is not None else None
+        wished = WishedDrain(self._etcd, leased, self._keyspace, core, stop)
+        async with asyncio.TaskGroup() as group:
+            registration = group.create_task(_register(leased, wished), name="registration")
+            draining = group.create_task(_drain_as_wished(wished, watch), name="wished drain")
+            keeper = group.create_task(self._keep_inherited(core, watch), name="inherited endpoints")
+            loads = group.create_task(self._tell_load(core.instance, leased), name="load")
+            try:
+                await self._until_told_to_end(asyncio.create_task(leased.superseded(), name="superseded"))
+                draining.cancel()
+                keeper.cancel()
+                if leased.superseded_by is None:
+                    await self._end(core, watch, leased)
+            except* SupersededError:
+                log.debug("instance %s: found out by a write of the end that it is superseded", core.instance)
+            finally:
+                for task in (draining, keeper, loads, registration):
+                    task.cancel()
+        if leased.superseded_by is not None:
+            watch.stop()
+            await self._give_way(core, leased.superseded_by, claimant.claim)
+
+    async def _keep_inherited(self, core: MonitorCore, watch: Watch) -> None:
+        """Give inherited endpoints of another server up once that is gone; and in the end in any case, before a monitor
+        like this one, if it is there, stops its server."""
+        clock = asyncio.get_running_loop().time
+        began, limit = clock(), max(0.0, self._config.drain_deadline - _BEFORE_THE_DEADLINE)
+        while places := core.inherited_places:
+            living = [await answers(*place) for place in places]
+            if not all(living) or clock() - began >= limit:
+                core.release()
+                watch.publish()
+            await asyncio.sleep(_LOOK)
+
+    async def _give_way(self, core: MonitorCore, by: Claim, own: Claim) -> None:
+        """Nothing is written any more. A server to be stopped runs on until no Envoy sends to it."""
+        log.error("instance %s: superseded by %s; this monitor stops", core.instance, by)
+        if self._stop_server is None or self._ended.is_set():
+            return
+        if by.address == own.address:
+            log.warning("instance %s: the newer monitor watches this same server, which runs on", core.instance)
+            await self._until_told_to_end()
+        else:
+            limit = self._config.drain_deadline
+            log.info("instance %s: the server runs on until Envoy has turned away, at most %g s", core.instance, limit)
+            keys = frozenset(self._keyspace.make(key) for key in core.ready_keys)
+            waiting = turned_away(self._etcd, self._keyspace, core.instance, keys, own.address)
+            work = asyncio.create_task(waiting, name="turned away")
+            try:
+                await self._first(self._orders.hasten, work, limit)
+            finally:
+                work.cancel()
+                await asyncio.wait({work})
+        await self._stop()
 
     async def _tell_load(self, name: str, leased: LeasedKeys) -> None:
         plan, interval = self._plan, self._config.load_interval
@@ -240,6 +328,14 @@ class InstanceMonitor:
 
     def _over(self, elapsed: float) -> bool:
         return self._ended.is_set() or self._orders.hasten.is_set() or elapsed >= self._config.drain_deadline
+
+
+async def _drain_as_wished(wished: WishedDrain, watch: Watch) -> None:
+    try:
+        await wished.run(watch)
+    except* SupersededError:
+        # Nothing can be drained by it any more; the instance's monitor ends for the same reason.
+        log.debug("a drain has ended: superseded")
 
 
 async def _register(leased: LeasedKeys, wished: WishedDrain) -> None:

@@ -19,8 +19,10 @@ from monitor.model_config import ModelConfigFile
 from monitor.pace import Pace
 from monitor.poller import StatusPoller
 from monitor.prove import Prober
+from monitor.second_look import look_again
 from monitor.servables import Probe, WatchedModel
 from monitor.server_flags import ServerFlags
+from monitor.standstill import TICK, Standstill
 from monitor.threads import in_daemon_thread
 from monitor.trap_watch import TrapWatch
 from registry.keys import InstanceKey, Keyspace
@@ -70,6 +72,7 @@ class Watch:
         self._published_at = 0.0
         self._stopped = False
         self._probe_soon = asyncio.Event()
+        self._client = client
         self._prober = Prober(client, config.probe_deadline, group)
         self._probe_slots = asyncio.Semaphore(MOST_PROBES)
         self._polled: frozenset[str] | None = None
@@ -83,10 +86,13 @@ class Watch:
             deadline=config.poll_deadline,
         )
         self._record = PacedRecord()
+        self._standstill = Standstill()
+        self._stale = False
         self._tasks = [
             group.create_task(self._schedule_probes(), name="probes"),
             group.create_task(self._follow_folders(), name="version folders"),
             group.create_task(TrapWatch(core, flags, self.publish_soon).run(), name="traps"),
+            group.create_task(self._watch_clock(), name="clock"),
         ]
         if file is not None:
             self._tasks.append(group.create_task(self._follow_file(file), name="model config file"))
@@ -124,6 +130,29 @@ class Watch:
         """Troubles of the instance that somebody else sees."""
         self._core.report(source, conditions)
         self.publish_soon()
+
+    async def refresh(self) -> None:
+        """Returns when what the core knows is no older than this process's last standstill, and has been handed over:
+        to be awaited before everything is registered anew."""
+        self._check_clock()
+        if self._stale and not self._held:
+            await look_again(
+                self._client, self._core, interval=self._config.poll_interval, deadline=self._config.poll_deadline
+            )
+            self._stale = False
+            self.publish()
+
+    def _check_clock(self) -> None:
+        if gap := self._standstill.stood_still():
+            log.warning("instance %s: this process stood still for %.1f s; looking anew", self._core.instance, gap)
+            self._stale = True
+            self._core.stood_still()
+            self._poller.sweep()
+
+    async def _watch_clock(self) -> None:
+        while True:
+            await asyncio.sleep(TICK)
+            self._check_clock()
 
     def publish_soon(self) -> None:
         """Hand the core's decisions over once the observations of this moment are all in."""

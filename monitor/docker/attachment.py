@@ -16,6 +16,7 @@ from monitor.config import MonitorConfig
 from monitor.docker.core import Target
 from monitor.docker.engine import Engine, EngineError
 from monitor.docker.files import ContainerConfigFile
+from monitor.errors import InstanceSupersededError
 from monitor.instance import InstanceMonitor
 from monitor.plan import Plan
 from monitor.signals import StopOrders
@@ -81,6 +82,11 @@ class Attachment:
             target = self._target
             try:
                 await self._watch(target)
+            except InstanceSupersededError as error:
+                # Claimed once more it would go to and fro for ever.
+                log.error("%s; it is left alone until its container changes", error)
+                await self._until_another(target)
+                continue
             except Exception:
                 # One instance's trouble must not end the others.
                 log.exception("instance %s: its monitor failed; once more in %g s", target.instance, _AGAIN)
@@ -139,6 +145,11 @@ class Attachment:
         monitor.distrust(target.unhealthy)
         conditions: Mapping[str, str] = {"ContainerUnhealthy": target.unhealthy, "UnknownLabels": target.remarks}
         monitor.report("docker", [Condition(name, text) for name, text in conditions.items() if text])
+
+    async def _until_another(self, target: Target) -> None:
+        while not self._left and self._target is not None and self._target.identity == target.identity:
+            self._changed.clear()
+            await self._changed.wait()
 
     async def _until_changed(self, seconds: float | None) -> None:
         try:

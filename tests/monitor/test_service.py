@@ -32,12 +32,14 @@ from registry.records import (
     ReadyState,
     Servable,
     ServableState,
+    decode_ready,
     encode_instance,
     encode_ready,
 )
 from tests.monitor.registry_view import RegistryView
 from tests.monitor.scripted_server import Reply, ScriptedServer, hang
 from tests.support.etcd import Etcd
+from tests.support.following import following
 from tests.support.processes import ChildProcess, free_port
 from tests.support.waiting import eventually
 
@@ -338,13 +340,15 @@ async def test_a_killed_monitor_leaves_its_server_serving(etcd: Etcd, registry: 
             os.kill(server, signal.SIGKILL)
 
 
-async def _leave_behind(registry: RegistryView, port: int) -> None:
-    """What a monitor that was killed leaves, as long as its lease lasts: version 7 ready on this port."""
-    servables = (Servable("m", 7, AVAILABLE, proof=Proof.PROVED),)
+async def _leave_behind(registry: RegistryView, port: int, *versions: int) -> None:
+    """What a monitor that was killed leaves, as long as its lease lasts: version 7, or these, ready on this port."""
+    versions = versions or (7,)
+    servables = tuple(Servable("m", version, AVAILABLE, proof=Proof.PROVED) for version in versions)
     instance = InstanceRecord("127.0.0.1", port, state=InstanceState.SERVING, servables=servables)
     await registry.client.put(registry.keys.make(InstanceKey("i")), encode_instance(instance))
     record = encode_ready(ReadyRecord(READY, "127.0.0.1", port))
-    await registry.client.put(registry.keys.make(ReadyKey("m", 7, "i")), record)
+    for version in versions:
+        await registry.client.put(registry.keys.make(ReadyKey("m", version, "i")), record)
 
 
 @pytest.mark.parametrize("moved", [False, True])
@@ -360,9 +364,31 @@ async def test_a_new_server_does_not_inherit_the_old_ones_keys(
 async def test_a_server_that_went_on_keeps_its_keys_when_its_monitor_returns(
     etcd: Etcd, registry: RegistryView, server: ScriptedServer
 ) -> None:
-    await _leave_behind(registry, server.port)
-    async with attached(etcd, server.port):
-        await until_ready(registry, ("m", 7), ("m", 1))
+    """One whose proof takes longer than the predecessor's lease could last, and one that the server has let go."""
+    proceed = asyncio.Event()
+
+    async def predict(_: bytes) -> Reply:
+        await proceed.wait()
+        return b""
+
+    server.predict, server.models["m"] = predict, {7: AVAILABLE}
+    await _leave_behind(registry, server.port, 6, 7)
+    key = registry.keys.make(ReadyKey("m", 7, "i"))
+    async with following(registry.client, registry.keys.ready) as followed, attached(etcd, server.port):
+        await until_ready(registry, ("m", 7))
+        entry = await registry.client.get(key)
+        assert entry is not None
+        assert entry.lease, "taken over"
+        proceed.set()
+
+        async def proved() -> bool:
+            instance = await registry.instance("i")
+            return instance is not None and [s.proof for s in instance.servables] == [Proof.PROVED]
+
+        await eventually(proved, "its proof")
+        values = [changes.puts[key] for changes in followed.changes if key in changes.puts]
+        assert {decode_ready(value).state for value in values} == {READY}
+        assert not [changes for changes in followed.changes if key in changes.deletes]
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, 137), (signal.SIGTERM, 143)])
