@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from monitor.core import MonitorCore, Timing
+from monitor.inherited import Inherited
 from monitor.servables import Outcome, PollFailure, Probe, Question, VersionStatus, WatchedModel
 from registry.keys import InstanceKey, ReadyKey
 from registry.records import InstanceRecord, Proof, ReadyRecord, ReadyState, ServableState
@@ -24,10 +25,12 @@ ENDPOINT = ReadyRecord(ReadyState.READY, "10.0.0.1", 8500, 8501, "zone-a", 2)
 class Harness:
     """A core, its clock, and the keys that its changes add up to."""
 
-    def __init__(self, *models: WatchedModel, patient: bool = False) -> None:
+    def __init__(self, *models: WatchedModel, patient: bool = False, inherited: Inherited | None = None) -> None:
         self.core = MonitorCore("i", ENDPOINT, "test", Timing(), patient=patient)
         self.now = 100.0
         self.keys: dict[Any, Any] = {}
+        if inherited is not None:
+            self.core.inherit(inherited)
         self.core.set_models(models or (WatchedModel("m"),))
         self.apply()
 
