@@ -61,9 +61,11 @@ class InstanceMonitor:
         *,
         new_server: bool = False,
         stop_server: Callable[[], Awaitable[None]] | None = None,
+        owned: bool = False,
     ) -> None:
         """`new_server`: the server was started just now, so keys of an earlier run can't be true. `stop_server` ends
-        the server; it is awaited between the drain and the end of the keys, and not if the server ended by itself."""
+        the server; it is awaited between the drain and the end of the keys, and not if the server ended by itself.
+        `owned`: the server ends with this monitor, so one that is superseded has to stop it too."""
         self._config = config
         self._plan = plan
         self._file = file
@@ -71,6 +73,7 @@ class InstanceMonitor:
         self._orders = orders
         self._new_server = new_server
         self._stop_server = stop_server
+        self._owned = owned
         self._keyspace = Keyspace(config.prefix)
         self._ended = asyncio.Event()
         self._end_reason = ""
@@ -220,9 +223,10 @@ class InstanceMonitor:
             await asyncio.sleep(_LOOK)
 
     async def _give_way(self, core: MonitorCore, by: Claim, own: Claim) -> None:
-        """Nothing is written any more. A server to be stopped runs on until no Envoy sends to it."""
+        """Nothing is written any more. An owned server, which ends with this monitor, runs on until no Envoy sends to
+        it; any other is none of this monitor's business now."""
         log.error("instance %s: superseded by %s; this monitor stops", core.instance, by)
-        if self._stop_server is None or self._ended.is_set():
+        if not self._owned or self._ended.is_set():
             return
         if by.address == own.address:
             log.warning("instance %s: the newer monitor watches this same server, which runs on", core.instance)

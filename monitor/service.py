@@ -50,7 +50,7 @@ async def _own(
             stopped.set()
 
     stopped = asyncio.Event()
-    monitor = InstanceMonitor(config, plan, file, etcd, signals, new_server=True, stop_server=stop)
+    monitor = InstanceMonitor(config, plan, file, etcd, signals, new_server=True, stop_server=stop, owned=True)
     ended = asyncio.create_task(child.wait(), name="owned server")
     ended.add_done_callback(lambda _: monitor.server_ended(child.describe_end()))
     try:

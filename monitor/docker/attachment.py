@@ -147,7 +147,7 @@ class Attachment:
         monitor.report("docker", [Condition(name, text) for name, text in conditions.items() if text])
 
     async def _until_another(self, target: Target) -> None:
-        while not self._left and self._target is not None and self._target.identity == target.identity:
+        while not self._over and self._target is not None and self._target.identity == target.identity:
             self._changed.clear()
             await self._changed.wait()
 
