@@ -132,8 +132,8 @@ class Attachment:
         await monitor.run()
 
     async def _stop_container(self, target: Target) -> None:
-        if self._over:  # the monitor ends, not the server
-            return
+        if self._over or not self._orders.stop.is_set():
+            return  # it is the monitor that ends, or gives way to another one; nobody wants the server stopped
         log.info("instance %s: stopping container %s", target.instance, target.name)
         try:
             await self._engine.stop(target.container, self._config.stop_grace)
