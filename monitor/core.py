@@ -434,7 +434,8 @@ class MonitorCore:
                 key = ReadyKey(model.watched.name, number, self.instance)
                 keys[key] = replace(self._endpoint, state=state, several_versions=several)
         if not self.draining:
-            self._inherited.overlay(model, keys)
+            standing = self._inherited.standing(model).items()
+            keys |= {key: record for key, record in standing if not self._wished.covers(key.model, key.version)}
         return keys
 
     def _ready_state(self, version: KnownVersion) -> ReadyState | None:

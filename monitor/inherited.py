@@ -55,20 +55,16 @@ class Inherited:
         """The server that is watched is not there."""
         self._here.clear()
 
-    def overlay(self, model: KnownModel, keys: dict[ReadyKey, ReadyRecord]) -> None:
-        """Put what still stands of one model over the keys that this monitor's own knowledge gives it."""
+    def standing(self, model: KnownModel) -> dict[ReadyKey, ReadyRecord]:
+        """What still stands of one model, in place of what this monitor's own knowledge gives these keys."""
         name = model.watched.name
-        for key in [key for key in self._here if key.model == name]:
-            if self._stands(model, key.version):
-                keys[key] = self._here[key]
-            else:
-                del self._here[key]
-        for key in [key for key in self._elsewhere if key.model == name]:
-            version = model.versions.get(key.version)
-            if version is not None and version.ready:
-                del self._elsewhere[key]
-            else:
-                keys[key] = self._elsewhere[key]
+        for key in [key for key in self._here if key.model == name and not self._stands(model, key.version)]:
+            del self._here[key]
+        proved = {number for number, version in model.versions.items() if version.ready}
+        for key in [key for key in self._elsewhere if key.model == name and key.version in proved]:
+            del self._elsewhere[key]
+        left = (*self._elsewhere.items(), *self._here.items())
+        return {key: record for key, record in left if key.model == name}
 
     @staticmethod
     def _stands(model: KnownModel, number: int) -> bool:

@@ -150,7 +150,7 @@ class InstanceMonitor:
             try:
                 if await self._until_told_to_end(inheriting):
                     inheriting.result()
-                    log.info("instance %s: watching %s, registry %s", name, client.target, config.prefix)
+                    log.info("instance %s: watching the server at %s, registry %s", name, client.target, config.prefix)
                     self._watch = Watch(core, client, leased, config, plan.models, self._file, group, plan.flags)
                     self._watch.hold(self._held)
                     self._watch.distrust(self._distrusted)

@@ -28,7 +28,7 @@ class Wished:
         self._wish = wish
         for name, model in self._models.items():
             for number, version in model.versions.items():
-                version.drained = version.drained and self._covers(name, number)
+                version.drained = version.drained and self.covers(name, number)
 
     def conditions(self) -> list[Condition]:
         """What to say of it."""
@@ -47,14 +47,14 @@ class Wished:
         for key in keys:
             model = self._models.get(key.model)
             version = model.versions.get(key.version) if model is not None else None
-            if version is not None and self._covers(key.model, key.version):
+            if version is not None and self.covers(key.model, key.version):
                 version.drained = True
                 changed.add(key.model)
         return changed
 
     def ready_state(self, model: str, number: int, version: KnownVersion) -> ReadyState | None:
         """What its key says for the drain's sake; None: what it would say without."""
-        if version.state is not ServableState.AVAILABLE or not self._covers(model, number):
+        if version.state is not ServableState.AVAILABLE or not self.covers(model, number):
             return None
         return ReadyState.DRAINED if version.drained else ReadyState.DRAINING
 
@@ -64,5 +64,6 @@ class Wished:
             return state
         return InstanceState.DRAINING if self.undrained() else InstanceState.DRAINED
 
-    def _covers(self, model: str, version: int) -> bool:
+    def covers(self, model: str, version: int) -> bool:
+        """Whether an operator wants this drained."""
         return self._wish is not None and self._wish.covers(model, version)

@@ -20,7 +20,9 @@ def command_line() -> CommandLine:
         usage="[options] [-- COMMAND …]",
         description="Register what one model server really answers, and let no request die when it stops.\n"
         "After -- stands the server to start and own; without it, the one at --target is watched, or with --docker\n"
-        "those in the containers of this host.",
+        "those in the containers of this host.\n"
+        "Exit codes: 0 after SIGTERM or Ctrl-C; the server's own if it ended by itself; 4 if a newer monitor has\n"
+        "claimed this instance.",
         examples=(
             "modelplane monitor -- tensorflow_model_server --port=8500 --model_config_file=/models.config",
             "modelplane monitor --target 127.0.0.1:8500 --model mnist --etcd etcd-0:2379",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from monitor.inherited import Inherited
+from registry.drains import DrainRecord
 from registry.keys import ReadyKey
 from registry.records import InstanceState, ReadyState
 from tests.monitor.core_harness import (
@@ -74,6 +75,15 @@ def test_of_another_server_it_goes_with_that_server() -> None:
     harness.apply()
     assert harness.ready(1) is ReadyState.LOADING
     assert not harness.core.inherited_places
+
+
+def test_what_an_operator_wants_drained_is_not_taken_over_as_ready() -> None:
+    harness = taking_over(here=True)
+    harness.core.wish(DrainRecord())
+    harness.apply()
+    assert harness.ready(1) is None
+    harness.status((1, AVAILABLE))
+    assert harness.ready(1) is ReadyState.DRAINING
 
 
 def test_nothing_inherited_is_drained() -> None:
