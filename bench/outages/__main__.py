@@ -11,11 +11,13 @@ from pathlib import Path
 
 from bench.machine import envoy_version, this_machine
 from bench.outages.fleet import Fleet
-from bench.outages.rows import ROWS
+from bench.outages.monitor_rows import MONITOR_ROWS
+from bench.outages.rows import ROWS as ETCD_ROWS
 from bench.outages.world import Seen, World
 from bench.report import table
 from tests.support.processes import binary
 
+ROWS = ETCD_ROWS | MONITOR_ROWS
 _HEAD = ["row", "etcd away", "requests", "errors", "registry right after", "Envoys right after"]
 
 

@@ -154,6 +154,13 @@ class Fleet:
         ]
         instance.monitor = ChildProcess(command, self.folder / f"{instance.name}.log")
 
+    def claim_again(self, instance: Instance) -> None:
+        """Start a second monitor of a living instance, with a server on another port; the first one's end is not
+        waited for."""
+        self._stack.push_async_callback(asyncio.to_thread, self._declare_dead(instance).stop)
+        instance.port = free_port()
+        self.start(instance)
+
     async def kill_server(self, instance: Instance) -> None:
         """kill -9 of the server: its monitor may say so, if etcd listens, and ends."""
         monitor = self._declare_dead(instance)
