@@ -76,8 +76,6 @@ class Fleet:
 
     def kill_monitors(self, *names: str) -> None:
         for name in names:
-            self.stack.instances[name].monitor.process.kill()
-        for name in names:
             self.stack.instances[name].monitor.kill()
 
     def answered(self) -> dict[str, int]:

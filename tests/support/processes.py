@@ -50,8 +50,17 @@ def children_of(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
+def _started_at(pid: int) -> str:
+    """When a process was started, in ticks, which tells it from a later one of the same pid; empty if it is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
 class ChildProcess:
-    """A child whose output goes to a file. Use as a context manager; leaving it kills the whole session it started."""
+    """A child whose output goes to a file. Use as a context manager; leaving it kills the whole session it started,
+    and what a killed child left behind: a server outlives its monitor, in a session of its own."""
 
     def __init__(self, args: Sequence[str], log: Path, env: Mapping[str, str] | None = None) -> None:
         self.args = list(args)
@@ -65,6 +74,7 @@ class ChildProcess:
             env={**os.environ, **(env or {})},
             start_new_session=True,
         )
+        self._orphans: dict[int, str] = {}
 
     @property
     def pid(self) -> int:
@@ -112,6 +122,9 @@ class ChildProcess:
         return self.process.wait(timeout)
 
     def kill(self) -> None:
+        """SIGKILL. Its own children live on until `stop`."""
+        if self.alive():
+            self._orphans = {pid: _started_at(pid) for pid in children_of(self.pid)}
         self.process.kill()
         self.process.wait(10)
 
@@ -119,6 +132,10 @@ class ChildProcess:
         # The child leads its own session and process group, so this reaches only what it started.
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
+        for pid, started_at in self._orphans.items():
+            if started_at and _started_at(pid) == started_at:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
         self._file.close()
 
     def __enter__(self) -> ChildProcess:
