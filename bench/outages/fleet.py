@@ -258,7 +258,7 @@ class Fleet:
             newest = max((version for one in self.living for version in one.versions[model]), default=0)
             wanted[model] = wanted.get(f"{model}@{newest}", set())
         for number, envoy in enumerate(self.envoys):
-            seen = _endpoints(envoy)
+            seen = endpoints(envoy)
             for cluster, ports in sorted(wanted.items()):
                 if seen.get(cluster, set()) != ports:
                     names = {one.port: one.name for one in self._all.values()}
@@ -294,7 +294,7 @@ def _hosts(envoy: Envoy) -> dict[tuple[str, int], tuple[str, int]]:
     return found
 
 
-def _endpoints(envoy: Envoy) -> dict[str, set[int]]:
+def endpoints(envoy: Envoy) -> dict[str, set[int]]:
     """The ports of each cluster that new requests are sent to, as far as the control plane has its way."""
     found: dict[str, set[int]] = {}
     for (cluster, port), (health, _) in _hosts(envoy).items():

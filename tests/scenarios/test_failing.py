@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from pathlib import Path
 
@@ -14,37 +13,13 @@ from registry.records import ReadyState
 from tests.support import saved_models
 from tests.support.load import Load
 from tests.support.stack import Stack
+from tests.support.switch import Switch
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.scenario
 
 REQUEST = saved_models.predict_request("m", [1.0, 2.0, 5.0])
 FLAGS = ("--reprove-interval", "0.5", "--reprove-rate", "10", "--probe-deadline", "1.5")
-
-
-class Switch:
-    """What the model of one instance reads at each request: it answers, fails or blocks at once as this says."""
-
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir()
-        self.file, self._pipe, self._spare = folder / "switch", folder / "pipe", folder / "spare"
-        self.answer()
-
-    def answer(self) -> None:
-        self._spare.write_text("2.0")
-        self._spare.rename(self.file)
-        if self._pipe.exists():
-            # Whoever has opened the pipe to read goes on once there is a writer.
-            os.close(os.open(self._pipe, os.O_WRONLY | os.O_NONBLOCK))
-            self._pipe.unlink()
-
-    def fail(self) -> None:
-        self.file.unlink()
-
-    def block(self) -> None:
-        os.mkfifo(self._pipe)
-        os.link(self._pipe, self._spare)
-        self._spare.rename(self.file)
 
 
 async def until(stack: Stack, **wanted: ReadyState) -> None:

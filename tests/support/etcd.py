@@ -165,8 +165,10 @@ class Etcd(Operator):
 class EtcdCluster(Operator):
     """Three members on free ports, each of which can be killed and started again, frozen and thawed."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *arguments: str) -> None:
         self._folders = [folder / f"member-{index}" for index in range(3)]
+        self._arguments = arguments
+        self._generation = 0
         self._ports = [(free_port(), free_port()) for _ in self._folders]
         for member in self._folders:
             member.mkdir()
@@ -179,11 +181,17 @@ class EtcdCluster(Operator):
     def endpoints(self) -> tuple[str, ...]:
         return tuple(f"127.0.0.1:{client}" for client, _ in self._ports)
 
+    @property
+    def _members(self) -> str:
+        return ",".join(f"m{number}=http://127.0.0.1:{peer}" for number, (_, peer) in enumerate(self._ports))
+
+    def _data(self, index: int) -> Path:
+        return self._folders[index] / f"data-{self._generation}"
+
     def _launch(self, index: int) -> ChildProcess:
         client, peer = (f"http://127.0.0.1:{port}" for port in self._ports[index])
-        cluster = ",".join(f"m{number}=http://127.0.0.1:{peer}" for number, (_, peer) in enumerate(self._ports))
-        folder = self._folders[index]
-        return _launch(folder, f"m{index}", folder / "data", client, peer, cluster, ())
+        data, members = self._data(index), self._members
+        return _launch(self._folders[index], f"m{index}", data, client, peer, members, self._arguments)
 
     def wait(self, index: int) -> None:
         """Wait until a member serves clients."""
@@ -207,6 +215,31 @@ class EtcdCluster(Operator):
         """The same without waiting: one of several that are down serves only once there are enough of them."""
         self.children[index].stop()
         self.children[index] = self._launch(index)
+
+    def kill_all(self) -> None:
+        for index in range(3):
+            self.kill(index)
+
+    def restart_all(self, *, empty: bool = False) -> None:
+        """Start the killed members again, with their data or with none."""
+        self._generation += 1 if empty else 0
+        for index in range(3):
+            self.launch(index)
+        for index in range(3):
+            self.wait(index)
+
+    def backup(self, path: Path) -> None:
+        """Save a snapshot of one member."""
+        _run(["etcdctl", "--endpoints", self.endpoints[0], "snapshot", "save", str(path)])
+
+    def restart_all_from(self, backup: Path) -> None:
+        """Start the killed members again, each with what a backup holds."""
+        self._generation += 1
+        for index, (_, peer) in enumerate(self._ports):
+            run = ["etcdctl", "snapshot", "restore", str(backup), "--data-dir", str(self._data(index))]
+            run += ["--name", f"m{index}", "--initial-cluster", self._members]
+            _run([*run, "--initial-advertise-peer-urls", f"http://127.0.0.1:{peer}"])
+        self.restart_all()
 
     def leader(self) -> int:
         """Which member leads."""

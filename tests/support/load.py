@@ -65,11 +65,14 @@ class Load:
         # A pool of its own, else gRPC would share one connection among all clients.
         options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1)]
         async with grpc.aio.insecure_channel(self.target, options=options) as channel:
-            stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
+            stub = self._stub(channel)
             while not self._stop.is_set():
                 self.outcomes.append(await self._once(stub, number))
                 if self.rest:
                     await asyncio.sleep(self.rest)
+
+    def _stub(self, channel: Any) -> Any:
+        return prediction_service_pb2_grpc.PredictionServiceStub(channel)
 
     async def _once(self, stub: Any, number: int) -> Outcome:
         started = time.monotonic()
