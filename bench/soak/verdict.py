@@ -2,7 +2,7 @@
 
 A failed request is one that should not be, unless it was
 - unsafe (SessionRun), and in flight when a server was killed: it had begun before the server's sockets were gone, and
-  had not ended when it was killed (or it was sent into a connection of which Envoy had not yet heard that it is broken);
+  had not ended when it was killed (or it was sent into a connection that Envoy had not yet heard was broken);
 - for the model that was told to fail, with the error of the instance that was told, which names that instance's own
   file, before the instance was out of Envoy;
 - for the model that was told to hang, begun before the instance was out of Envoy and ended by its release.
