@@ -119,8 +119,10 @@ def _grpc_manager(settings: DataPlaneSettings) -> _HCM:
         route = _route(path, Protocol.GRPC, settings)
         _retry(route, "connect-failure,refused-stream,reset,unavailable", settings)
         routes.append(route)
-    # SessionRun may run any op, one that changes state too.
-    routes.append(_route(SESSION_RUN, Protocol.GRPC, settings))
+    # SessionRun may run any op, one that changes state too: it is repeated only where no server has begun it.
+    route = _route(SESSION_RUN, Protocol.GRPC, settings)
+    _retry(route, "connect-failure,refused-stream", settings)
+    routes.append(route)
     manager.route_config.name = GRPC_LISTENER
     manager.local_reply_config.CopyFrom(local_replies.grpc(settings))
     return manager

@@ -124,6 +124,13 @@ async def test_what_is_safe_to_repeat_is_retried_elsewhere(fleet: Fleet, echo: E
     assert sum(answer.code is UNAVAILABLE for answer in answers) == len(echo.seen)
 
 
+async def test_what_never_reached_a_server_is_sent_to_another(fleet: Fleet, echo: EchoServer) -> None:
+    """Also what may not be repeated: nobody listens at the other endpoint."""
+    await fleet.start([model("m", {1: [echo.port, free_port()]})])
+    answers = await asyncio.gather(*(fleet.call(request("m"), SESSION_RUN) for _ in range(15)))
+    assert {answer.identity for answer in answers} == {"a"}
+
+
 async def test_errors_that_a_retry_cannot_mend_are_passed_on(fleet: Fleet, echo: EchoServer) -> None:
     await fleet.start([model("m", {1: [echo.port]})])
     for code in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.INTERNAL, grpc.StatusCode.FAILED_PRECONDITION):
