@@ -60,6 +60,7 @@ def report(result: Result) -> str:
     """Everything."""
     verdict = result.verdict
     kills = ", ".join(f"{count} of {name}" for name, count in sorted(verdict.by_kill.items()))
+    said = "; ".join(f"{count} {text}" for text, count in verdict.said.most_common())
     lines = [
         fault_table(result),
         "",
@@ -67,7 +68,7 @@ def report(result: Result) -> str:
         "",
         f"  {result.seconds:.0f} s, {len(result.steps)} steps, {verdict.requests:,} requests",
         *(f"  {count:,} {why.value}" for why, count in verdict.excused.items()),
-        *([f"    by killed instance: {kills}"] if kills else []),
+        *([f"    by killed instance: {kills}; the errors: {said}"] if kills else []),
         f"  {len(verdict.wrong)} wrong",
         *(f"    {what}: {outcome}" for what, outcome in verdict.wrong[:20]),
         *([f"  ended early: {result.trouble}"] if result.trouble else []),

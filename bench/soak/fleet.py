@@ -34,6 +34,8 @@ from tests.support.waiting import eventually
 MODELPLANE = (sys.executable, "-m", "modelplane")
 NAMES = ("a", "b", "c")
 _SPACE = Keyspace()
+# Else all of a run's revisions, and its raft log, stay in the members' memory.
+_SHORT_HISTORY = ("--auto-compaction-mode", "revision", "--auto-compaction-retention", "500", "--snapshot-count", "500")
 
 
 @dataclass
@@ -80,7 +82,7 @@ class Fleet:
     async def __aenter__(self) -> Fleet:
         async with AsyncExitStack() as stack:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self.etcd = await asyncio.to_thread(EtcdCluster, self.folder)
+            self.etcd = await asyncio.to_thread(EtcdCluster, self.folder, *_SHORT_HISTORY)
             stack.push_async_callback(asyncio.to_thread, self.etcd.close)
             # In a fleet that begins, an empty registry is true; one that starts again has the default's patience.
             for number in range(2):

@@ -2,7 +2,8 @@
 
 A failed request is one that should not be, unless it was
 - unsafe (SessionRun), and in flight when a server was killed: it had begun before the server's sockets were gone, and
-  had not ended when it was killed (or it was sent into a connection that Envoy had not yet heard was broken);
+  had not ended when it was killed (or it was sent into a connection that Envoy had not yet heard was broken). A refused
+  connection is no excuse, for no server got the request;
 - for the model that was told to fail, with the error of the instance that was told, which names that instance's own
   file, before the instance was out of Envoy;
 - for the model that was told to hang, begun before the instance was out of Envoy and ended by its release.
@@ -10,6 +11,7 @@ A failed request is one that should not be, unless it was
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -18,6 +20,8 @@ import grpc
 
 from tests.support.load import Outcome
 
+_REFUSED = "connection failure"
+"""What Envoy says of a connection that it could not make."""
 NOTICED = 0.25
 """Seconds that Envoy may take to hear of a broken connection, on a busy machine."""
 
@@ -71,7 +75,7 @@ class Excuse(Enum):
 
 def excuse_unsafe(outcome: Outcome, kills: Iterable[Kill]) -> Kill | None:
     """The kill that an unsafe request fell victim to."""
-    if outcome.code is not grpc.StatusCode.UNAVAILABLE:
+    if outcome.code is not grpc.StatusCode.UNAVAILABLE or _REFUSED in outcome.details:
         return None
     ended = outcome.started + outcome.seconds
     return next((kill for kill in kills if kill.at <= ended and outcome.started <= kill.gone + NOTICED), None)
@@ -130,13 +134,15 @@ class Verdict:
     requests: int
     wrong: list[tuple[str, Outcome]]
     excused: dict[Excuse, int]
-    by_kill: dict[str, int]
+    by_kill: Counter[str]
     """Of the unsafe ones: how many per killed instance."""
+    said: Counter[str]
+    """What they were told."""
 
 
 def judge(steady: Sequence[Outcome], switched: Sequence[Outcome], unsafe: Sequence[Outcome], record: Record) -> Verdict:
     """All outcomes of a run."""
-    excused, by_kill = dict.fromkeys(Excuse, 0), dict[str, int]()
+    excused, by_kill, said = dict.fromkeys(Excuse, 0), Counter[str](), Counter[str]()
     wrong = [("failed", one) for one in steady if one.code is not grpc.StatusCode.OK]
     for one in switched:
         if one.code is grpc.StatusCode.OK:
@@ -150,10 +156,11 @@ def judge(steady: Sequence[Outcome], switched: Sequence[Outcome], unsafe: Sequen
             continue
         if kill := excuse_unsafe(one, record.kills):
             excused[Excuse.KILLED] += 1
-            by_kill[kill.instance] = by_kill.get(kill.instance, 0) + 1
+            by_kill[kill.instance] += 1
+            said[one.details] += 1
         else:
             wrong.append(("failed", one))
     wrong += [("version went back", one) for one in back_in_time(steady)]
     wrong += [("old version", one) for one in stale(steady, record.versions)]
     wrong += [("wrong answer", one) for one in wrong_value(steady)]
-    return Verdict(len(steady) + len(switched) + len(unsafe), wrong, excused, by_kill)
+    return Verdict(len(steady) + len(switched) + len(unsafe), wrong, excused, by_kill, said)
