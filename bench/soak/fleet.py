@@ -114,15 +114,16 @@ class Fleet:
         await self._stack.aclose()
 
     async def _end(self) -> None:
+        # Envoy is gone already, so a clean end would be a drain that waits for it.
         for instance in self.instances.values():
-            if instance.monitor.alive():
-                instance.monitor.thaw()
-                instance.monitor.send(signal.SIGTERM)
-        for instance in self.instances.values():
-            await asyncio.to_thread(instance.monitor.stop, 10)
+            servers = children_of(instance.monitor.pid) if instance.monitor.alive() else []
+            instance.monitor.kill()
+            for server in servers:
+                os.kill(server, signal.SIGKILL)
+            instance.monitor.stop()
         for replica in self.replicas:
-            replica.child.thaw() if replica.child.alive() else None
-            await asyncio.to_thread(replica.child.stop, 10)
+            replica.child.kill()
+            replica.child.stop()
 
     # -- control planes and Envoy
 
