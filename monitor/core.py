@@ -1,4 +1,5 @@
-"""Decides what one instance's registry keys say. No I/O: observations and the time come in, changes and probes go out.
+"""Watches one instance. No I/O: observations and the time come in, probes and what its registry keys shall say go out
+(instance_keys.py builds these).
 
 Invariant: a key is READY only for a version that the server called AVAILABLE in its latest answer and whose present
 load (incarnation) was proved, or trusted with a reason, since the server was last unreachable. Everything else that is
@@ -34,22 +35,22 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import chain
 
 from monitor.inherited import Inherited
-from monitor.known import KnownModel, KnownVersion, bridges_a_swap, cut, told_hang, told_proof, told_servables
-from monitor.proof_course import Course, ReproofPolicy, Reproofs, Standing
+from monitor.instance_keys import InstanceKeys
+from monitor.known import KnownModel, KnownVersion, bridges_a_swap, told_hang, told_proof
+from monitor.proof_course import Course, ReproofPolicy, Reproofs
 from monitor.servables import Outcome, PollFailure, Probe, VersionStatus, WatchedModel
 from monitor.wished import Wished
 from registry.drains import DrainRecord
-from registry.keys import InstanceKey, Key, ReadyKey
+from registry.keys import Key, ReadyKey
 from registry.records import (
     Condition,
     InstanceRecord,
     InstanceState,
     ReadyRecord,
-    ReadyState,
     ServableState,
 )
 
@@ -83,35 +84,27 @@ class MonitorCore:
         patient: bool = False,
     ) -> None:
         self.instance = instance
-        self._endpoint = endpoint
-        self._monitor_version = monitor_version
         self._timing = timing or Timing()
         self._patient = patient
         self._models: dict[str, KnownModel] = {}
-        self._draining = False
         self._wished = Wished(instance, self._models)
-        self._state = InstanceState.STARTING
-        self._trouble = "no answer from the server yet"
-        self._notice = ""
-        self._conditions: dict[str, tuple[Condition, ...]] = {}
         self._reproofs = Reproofs(self._timing.reproof)
+        self._keys = InstanceKeys(instance, endpoint, monitor_version, self._models, self._wished, self._reproofs)
         self._hung = False
-        self._distrusted = ""
         self._failures = 0
         self._failing_since = 0.0
         self._cut_off = False
         self._incarnations = 0
-        self.touched = True
+
+    @property
+    def touched(self) -> bool:
         """Something may have changed: `changes` and `due` are worth a call. They are not after most polls."""
-        self._dirty: set[str] = set()
-        self._dropped: set[ReadyKey] = set()
-        self._published: InstanceRecord | None = None
-        self._inherited = Inherited()
+        return self._keys.touched
 
     @property
     def draining(self) -> bool:
         """Whether `drain` was called; there is no way back."""
-        return self._draining
+        return self._keys.draining
 
     @property
     def models(self) -> tuple[WatchedModel, ...]:
@@ -121,7 +114,7 @@ class MonitorCore:
     @property
     def reachable(self) -> bool:
         """Whether the server answers, as far as is known."""
-        return self._state in (InstanceState.SERVING, InstanceState.DRAINING)
+        return self._keys.state in (InstanceState.SERVING, InstanceState.DRAINING)
 
     def answers(self) -> dict[WatchedModel, tuple[VersionStatus, ...] | None]:
         """The latest answer for each model that the server's configuration names; None: there is none."""
@@ -132,12 +125,12 @@ class MonitorCore:
     def set_models(self, models: Iterable[WatchedModel]) -> None:
         """The server's flags or config file name these models now. One that is gone from the list is watched on until
         the server has unloaded it: the file says what is wanted, the server says what is."""
-        self.touched = True
+        self._keys.touch()
         wanted = {model.name: model for model in models}
         for name, watched in wanted.items():
             known = self._models.setdefault(name, KnownModel(watched))
             known.watched, known.listed = watched, True
-            self._dirty.add(name)
+            self._keys.touch(name)
         for name, known in list(self._models.items()):
             if name not in wanted:
                 known.listed = False
@@ -146,23 +139,21 @@ class MonitorCore:
     def inherit(self, inherited: Inherited) -> None:
         """What an earlier monitor left: it stands where `inherited` says so. To be called before anything is handed
         over; `release` ends what leads to other servers."""
-        self._inherited = inherited
+        self._keys.inherited = inherited
 
     @property
     def inherited_places(self) -> frozenset[tuple[str, int]]:
         """Where the other servers are to which inherited endpoints lead."""
-        return self._inherited.places
+        return self._keys.inherited.places
 
     @property
     def ready_keys(self) -> frozenset[ReadyKey]:
         """All readiness keys that were handed over and not taken back."""
-        return frozenset(key for model in self._models.values() for key in model.published)
+        return self._keys.handed_over
 
     def release(self) -> None:
         """No inherited endpoint of another server is true any more."""
-        self._dirty |= self._inherited.models & self._models.keys()
-        self._inherited.release()
-        self.touched = True
+        self._keys.release()
 
     def stood_still(self) -> None:
         """This process stood still: the server may have been restarted meanwhile."""
@@ -170,20 +161,15 @@ class MonitorCore:
 
     def notice(self, text: str) -> None:
         """Something to say of the instance that is no model's fault, such as a broken config file; empty: all well."""
-        self._notice, self.touched = text, True
+        self._keys.notice(text)
 
     def report(self, source: str, conditions: Iterable[Condition]) -> None:
         """The troubles that `source` sees now, in place of those that it saw before."""
-        found = tuple(conditions)
-        if found != self._conditions.get(source, ()):
-            self._conditions[source], self.touched = found, True
+        self._keys.report(source, conditions)
 
     def distrust(self, why: str) -> None:
         """Somebody else finds the server unwell, as `why` says: it is a last resort until this is empty again."""
-        if why != self._distrusted:
-            log.warning("instance %s: %s", self.instance, why or "it is said to be well again")
-            self._distrusted, self.touched = why, True
-            self._dirty.update(self._models)
+        self._keys.distrust(why)
 
     def status(self, name: str, versions: tuple[VersionStatus, ...], now: float) -> None:
         """The server answered GetModelStatus; no versions: it does not know the model."""
@@ -193,11 +179,10 @@ class MonitorCore:
             return
         model.failures = 0
         if model.shows_several(versions, now):
-            self.touched = True
-            self._dirty.add(name)
+            self._keys.touch(name)
         if versions == model.answer:
             return
-        self.touched, model.answer = True, versions
+        model.answer = versions
         listed = {status.version: status for status in versions}
         model.trouble = "" if listed else "the server knows no version of it"
         for version in model.versions.keys() - listed.keys():
@@ -205,7 +190,7 @@ class MonitorCore:
             self._reproofs.forget((name, version, model.versions.pop(version).incarnation))
         for status in listed.values():
             self._observe(model, status, now)
-        self._dirty.add(name)
+        self._keys.touch(name)
         self._forget_if_gone(name, model)
 
     def answered(self, now: float) -> None:
@@ -223,7 +208,7 @@ class MonitorCore:
             self._failing_since = now
         enough = 1.5 * self._timing.poll_interval if failure.connection else self._timing.slow_for
         if self._failures >= FAILURES and now - self._failing_since >= enough:
-            if self._state is not InstanceState.UNREACHABLE:
+            if self._keys.state is not InstanceState.UNREACHABLE:
                 self._lose(failure.detail)
         elif not failure.connection and name in self._models:
             self._model_failed(self._models[name], failure.detail)
@@ -240,8 +225,7 @@ class MonitorCore:
         before = (course.standing, course.proof, course.detail)
         self._reproofs.ended((probe.model.name, probe.version, probe.incarnation), course, outcome, now)
         if (course.standing, course.proof, course.detail) != before:
-            self.touched = True
-            self._dirty.add(probe.model.name)
+            self._keys.touch(probe.model.name)
             self._say(probe.model.name, probe.version, *told_proof(before[0], course))
         self._look_for_hang()
 
@@ -253,16 +237,15 @@ class MonitorCore:
     def left(self) -> None:
         """Its drain is over and nothing is to be asked of it any more. Its keys go while the instance's own stays, for
         together they would seem to have been lost with the lease."""
-        for name, model in self._models.items():
+        for model in self._models.values():
             model.versions.clear()
-            self._dirty.add(name)
-        self.touched = True
+        self._keys.touch_all()
 
     def drain(self) -> bool:
         """No new requests from now on: every READY key becomes DRAINING, the rest goes. False: nothing was READY."""
-        self._draining, self._state, self._trouble = True, InstanceState.DRAINING, ""
-        self._dirty.update(self._models)
-        self.touched = True
+        self._keys.draining = True
+        self._keys.stands(InstanceState.DRAINING)
+        self._keys.touch_all()
         for model in self._models.values():
             for version in model.versions.values():
                 # It bridges a swap that this monitor won't see the end of, and Envoy sends to it all the same.
@@ -273,8 +256,7 @@ class MonitorCore:
     def wish(self, wish: DrainRecord | None) -> None:
         """An operator wants this drained and kept so; None: nothing any longer."""
         self._wished.want(wish)
-        self._dirty.update(self._models)
-        self.touched = True
+        self._keys.touch_all()
         self.report("drain", self._wished.conditions())
 
     def undrained(self) -> frozenset[ReadyKey]:
@@ -283,8 +265,7 @@ class MonitorCore:
 
     def drained(self, keys: Iterable[ReadyKey]) -> None:
         """Nothing is in flight there."""
-        self._dirty |= self._wished.drained(keys)
-        self.touched = True
+        self._keys.touch(*self._wished.drained(keys))
 
     # --- decisions ----------------------------------------------------------------------------------------------
 
@@ -312,22 +293,7 @@ class MonitorCore:
         """What has changed since the last call, for one transaction; None: the key goes. All of it together is what
         the instance's keys shall be."""
         self._look_for_hang()
-        self.touched = False
-        changes: dict[Key, ReadyRecord | InstanceRecord | None] = dict.fromkeys(sorted(self._dropped, key=str))
-        self._dropped.clear()
-        for name in sorted(self._dirty & self._models.keys()):
-            model = self._models[name]
-            wanted = self._ready_keys(model)
-            for key in model.published.keys() - wanted.keys():
-                changes[key] = None
-            changes.update({key: record for key, record in wanted.items() if model.published.get(key) != record})
-            model.published, model.servables = wanted, told_servables(name, model)
-        self._dirty.clear()
-        instance = self._instance_record()
-        if instance != self._published:
-            self._published = instance
-            changes[InstanceKey(self.instance)] = instance
-        return changes
+        return self._keys.changes()
 
     # --- inside -------------------------------------------------------------------------------------------------
 
@@ -353,11 +319,11 @@ class MonitorCore:
         self._say(name, number, told, logging.ERROR if status.error else logging.INFO)
 
     def _reached(self, now: float) -> None:
-        if not self._draining and self._state in (InstanceState.STARTING, InstanceState.UNREACHABLE):
+        if not self.draining and self._keys.state in (InstanceState.STARTING, InstanceState.UNREACHABLE):
             log.info("instance %s: the server answers", self.instance)
-            self._state, self._trouble, self.touched = InstanceState.SERVING, "", True
+            self._keys.stands(InstanceState.SERVING)
         if self._cut_off:
-            self.touched = True
+            self._keys.touch()
             for model in self._models.values():
                 for version in model.versions.values():
                     version.course.connection_lost(now)
@@ -372,22 +338,21 @@ class MonitorCore:
                 log.warning("model %s on %s: its status can't be read: %s", name, self.instance, detail)
             model.trouble = f"its status can't be read: {detail}"
             self._forget_versions(model)
-            model.answer, self.touched = None, True
-            self._dirty.add(name)
+            model.answer = None
+            self._keys.touch(name)
 
     def _lose(self, reason: str) -> None:
-        if self._patient and self._state is InstanceState.STARTING:
-            reason = f"the server opens its port once the first version of every model is loaded ({reason})"
+        if self._patient and self._keys.state is InstanceState.STARTING:
+            why = f"the server opens its port once the first version of every model is loaded ({reason})"
+            self._keys.stands(InstanceState.STARTING, why)
         else:
             log.warning("instance %s: the server is unreachable: %s", self.instance, reason)
-            self._state = InstanceState.UNREACHABLE
-        self._trouble, self.touched = reason, True
-        if self._state is InstanceState.UNREACHABLE:
-            self._inherited.unreachable()
+            self._keys.stands(InstanceState.UNREACHABLE, reason)
+            self._keys.inherited.unreachable()
         for name, model in list(self._models.items()):
             self._forget_versions(model)
             model.answer, model.failures, model.trouble = None, 0, ""
-            self._dirty.add(name)
+            self._keys.touch(name)
             self._forget_if_gone(name, model)
 
     def _forget_versions(self, model: KnownModel) -> None:
@@ -405,8 +370,8 @@ class MonitorCore:
         hung = self._reproofs.hung
         if bool(hung) is self._hung:
             return
-        self._hung, self.touched = bool(hung), True
-        self._dirty.update(self._models)
+        self._hung = bool(hung)
+        self._keys.touch_all()
         if not hung:
             log.info("instance %s: the server answers Predict again", self.instance)
             self.report("proof", ())
@@ -418,55 +383,8 @@ class MonitorCore:
     def _forget_if_gone(self, name: str, model: KnownModel) -> None:
         if model.listed or any(version.state is not ServableState.END for version in model.versions.values()):
             return
-        self._dropped.update(model.published)
+        self._keys.drop(model)
         del self._models[name]
-
-    def _ready_keys(self, model: KnownModel) -> dict[ReadyKey, ReadyRecord]:
-        several = model.several
-        keys = {}
-        for number, version in sorted(model.versions.items()):
-            state = self._ready_state(version)
-            if held := self._wished.ready_state(model.watched.name, number, version):
-                state = held
-            elif state is None and not self.draining and bridges_a_swap(model, version):
-                state = ReadyState.READY
-            if state is not None:
-                key = ReadyKey(model.watched.name, number, self.instance)
-                keys[key] = replace(self._endpoint, state=state, several_versions=several)
-        if not self.draining:
-            standing = self._inherited.standing(model).items()
-            keys |= {key: record for key, record in standing if not self._wished.covers(key.model, key.version)}
-        return keys
-
-    def _ready_state(self, version: KnownVersion) -> ReadyState | None:
-        if version.ready and self.draining:
-            return ReadyState.DRAINING
-        if version.ready:
-            failing = self._distrusted or self._reproofs.hung or version.course.standing is Standing.FAILING
-            return ReadyState.FAILING if failing else ReadyState.READY
-        if self.draining:
-            return None
-        known = version.state is ServableState.AVAILABLE or version.state in _ANNOUNCED
-        return ReadyState.LOADING if known else None
-
-    def _instance_record(self) -> InstanceRecord:
-        models = [self._models[name] for name in sorted(self._models)]
-        troubles = [text for text in (self._trouble, self._notice, self._inherited.text) if text]
-        if not self._trouble:
-            troubles += [f"model {model.watched.name}: {model.trouble}" for model in models if model.trouble]
-        endpoint = self._endpoint
-        return InstanceRecord(
-            address=endpoint.address,
-            grpc_port=endpoint.grpc_port,
-            rest_port=endpoint.rest_port,
-            zone=endpoint.zone,
-            capacity=endpoint.capacity,
-            monitor_version=self._monitor_version,
-            state=self._wished.instance_state(self._state),
-            detail=cut("; ".join(troubles)),
-            servables=tuple(chain.from_iterable(model.servables for model in models)),
-            conditions=tuple(chain.from_iterable(self._conditions.values())),
-        )
 
     def _say(self, model: str, version: int, text: str, level: int = logging.INFO) -> None:
         log.log(level, "model %s version %d on %s: %s", model, version, self.instance, text)
