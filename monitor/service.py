@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from monitor.child import OwnedServer
 from monitor.config import MonitorConfig
+from monitor.free_port import until_free
 from monitor.instance import InstanceMonitor
 from monitor.model_config import ModelConfigFile
 from monitor.plan import Plan, make_plan
@@ -20,7 +21,7 @@ async def run(config: MonitorConfig, command: Sequence[str] = ()) -> int:
     """Watch one server until SIGTERM or SIGINT, or until the owned one ends; `command` starts the one to own.
 
     Returns the exit code: 0 after a drain, the server's own (128 + N for signal N) if it ended by itself. Raises
-    MonitorError for what a user can mend, EtcdError if etcd's TLS files can't be read.
+    MonitorError for what a user can mend, a port that is taken among them, EtcdError if etcd's TLS files can't be read.
     """
     plan = make_plan(config, command, os.environ)
     file = ModelConfigFile(plan.config_file) if plan.config_file else None
@@ -30,6 +31,8 @@ async def run(config: MonitorConfig, command: Sequence[str] = ()) -> int:
     async with EtcdClient(config.etcd) as etcd:
         with signals.installed():
             if command:
+                if not await until_free(plan.host, plan.port, signals.stop):
+                    return 0
                 child = await OwnedServer.start(command)
                 return await _own(config, plan, file, etcd, signals, child)
             await InstanceMonitor(config, plan, file, etcd, signals).run()

@@ -414,7 +414,7 @@ async def test_an_owned_server_that_ends_takes_its_keys_along_at_once(
     ids=["exits", "not found", "not executable"],
 )
 async def test_exit_codes(etcd: Etcd, command: list[str], code: int, message: str) -> None:
-    with process(etcd, "--model=m", "--", *command) as monitor:
+    with process(etcd, "--model=m", f"--target=127.0.0.1:{free_port()}", "--", *command) as monitor:
         await eventually(lambda: not monitor.alive(), "the monitor's end", timeout=10.0)
         assert monitor.wait() == code
         assert message in monitor.output
@@ -424,3 +424,35 @@ async def test_exit_codes(etcd: Etcd, command: list[str], code: int, message: st
 async def test_nothing_to_watch_is_the_users_mistake() -> None:
     with pytest.raises(MonitorError, match="nothing to watch"):
         await run(MonitorConfig())
+
+
+async def test_a_port_that_another_server_has_is_not_taken_for_the_own_ones(
+    etcd: Etcd, registry: RegistryView, server: ScriptedServer
+) -> None:
+    """Else the other one would be proved and registered until the own one is seen to have ended."""
+    async with following(registry.client, registry.keys.prefix) as followed:
+        with process(etcd, *owned(server.port)) as monitor:
+            await eventually(lambda: not monitor.alive(), "the monitor's end", timeout=20.0)
+            assert monitor.wait() == 2
+        said = f"port {server.port} is taken: something listens at 127.0.0.1:{server.port} already"
+        assert said in monitor.output
+        assert "Traceback" not in monitor.output
+        assert ", process " not in monitor.output, "nothing was started"
+        assert server.calls == []
+        assert not [key for changes in followed.changes for key in changes.puts]
+
+
+@pytest.mark.parametrize("told_to_end", [False, True])
+async def test_a_port_that_a_server_is_just_leaving_is_waited_for(
+    etcd: Etcd, registry: RegistryView, server: ScriptedServer, *, told_to_end: bool
+) -> None:
+    with process(etcd, *owned(server.port)) as monitor:
+        await eventually(lambda: "something listens at" in monitor.output, "the monitor to notice", timeout=15.0)
+        if told_to_end:
+            monitor.send(signal.SIGTERM)
+            assert monitor.wait() == 0
+        else:
+            await server.stop()
+            await until_ready(registry, ("m", 1))
+            assert "is free now" in monitor.output
+        assert server.calls == []
