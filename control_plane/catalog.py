@@ -357,6 +357,7 @@ def _used(endpoints: Iterable[Endpoint], failing: Container[str], dead: Containe
     all_of_them = tuple(endpoints)
     answering = [one for one in all_of_them if one.instance not in dead and one.health is not Health.DRAINING]
     if any(one.instance not in failing for one in answering):
+        # Not listed as UNHEALTHY: Envoy would count them among those of which it may eject a share (docs/proof.md).
         all_of_them = tuple(one for one in all_of_them if one.instance not in failing)
     if not answering:
         return all_of_them

@@ -153,6 +153,22 @@ async def test_too_many_requests_in_flight(tmp_path: Path, echo: EchoServer) -> 
         await fleet.close()
 
 
+@pytest.mark.parametrize("listed", [False, True])
+async def test_the_last_instance_is_ejected_only_if_others_are_listed(
+    fleet: Fleet, echo: EchoServer, other: EchoServer, *, listed: bool
+) -> None:
+    """Why what fails is taken from EDS and not marked there: Envoy ejects a share of all that is listed, used or not,
+    and a client's broken input can cause that many server errors."""
+    endpoints = [Endpoint("a", "127.0.0.1", echo.port)]
+    if listed:
+        endpoints.append(Endpoint("b", "127.0.0.1", other.port, health=Health.UNANSWERED))
+    echo.fail_with = grpc.StatusCode.INTERNAL
+    await fleet.start([Model("m", ((1, tuple(endpoints)),), 1, pinned=False)])
+    answers = [await fleet.call(request("m")) for _ in range(30)]
+    assert {answer.code for answer in answers} == {grpc.StatusCode.INTERNAL, *([UNAVAILABLE] if listed else [])}
+    assert other.seen == []
+
+
 async def test_no_instance_answers(fleet: Fleet) -> None:
     await fleet.start([model("m", {1: [free_port(), free_port()]})])
     for _ in range(20):  # ejected or not, it is the same to the client
