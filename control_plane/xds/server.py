@@ -11,7 +11,7 @@ import itertools
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -22,6 +22,7 @@ from control_plane.xds.client import kept, user_agent
 from control_plane.xds.connection import Connection
 from control_plane.xds.events import Connected, Disconnected, StreamEvent, StreamStatus
 from control_plane.xds.limits import Limits
+from control_plane.xds.lost import LostStream, LostStreams
 from control_plane.xds.population import StreamKey, population
 from control_plane.xds.services import Method, handlers
 from control_plane.xds.subscription import Counters
@@ -49,18 +50,6 @@ SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.so_reuseport", 0),
 )
 """What a grpc.aio.server that carries these handlers is to be made with."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Lost:
-    """A stream that has ended, of a client without a proxy or of an Envoy that has others on the same connection: the
-    client goes on with what it has, and is to be back before `until`. An Envoy that is gone altogether is `away`."""
-
-    until: float
-    stream: StreamKey
-    view: View
-    revision: int
-    client: Client
 
 
 class XdsServer:
@@ -100,7 +89,7 @@ class XdsServer:
         self._settle_until: float | None = None
         self._connections: dict[int, Connection] = {}
         self._numbers = itertools.count(1)
-        self._lost: list[_Lost] = []
+        self._lost = LostStreams()
         self._timers: set[asyncio.TimerHandle] = set()
         self._retries: dict[View, asyncio.TimerHandle] = {}
         self._ended_totals: dict[str, Counters] = {}
@@ -208,7 +197,7 @@ class XdsServer:
             Client(connection.peer, connection.connected_at)
             for connection in self._connections.values()
             if not connection.view.proxies and connection.machine.subscribes(CLUSTER_LOAD_ASSIGNMENT, clusters)
-        ) + tuple(lost.client for lost in self._lost if lost.until > now and not lost.view.proxies)
+        ) + tuple(lost.client for lost in self._lost.awaited(now) if not lost.view.proxies)
 
     @property
     def expected_clients(self) -> int:
@@ -216,7 +205,7 @@ class XdsServer:
         than `settle_seconds` ago."""
         now = self._clock()
         without_proxy = sum(not connection.view.proxies for connection in self._connections.values())
-        lost = sum(not lost.view.proxies for lost in self._lost if lost.until > now)
+        lost = sum(not lost.view.proxies for lost in self._lost.awaited(now))
         return len(self.nodes) + without_proxy + lost
 
     def totals(self) -> dict[str, Counters]:
@@ -238,7 +227,7 @@ class XdsServer:
         now = self._clock()
         if self._settle_until is None or now < self._settle_until:
             return 0
-        self._lost = [lost for lost in self._lost if lost.until > now]
+        self._lost.expire(now)
         return min(
             (
                 *(connection.machine.converged_revision(now) for connection in self._connections.values()),
@@ -340,11 +329,8 @@ class XdsServer:
         self._on_change()
 
     def _connected(self, connection: Connection) -> None:
-        key, view = connection.key._replace(peer=""), connection.view
-        back = next((lost for lost in self._lost if lost.stream._replace(peer="") == key and lost.view is view), None)
-        if back is not None:
-            # One only: several Envoys may go by one node id.
-            self._lost.remove(back)
+        view = connection.view
+        self._lost.back(connection.key, view)
         if view.proxies and connection.node:
             self._roll.arrived(connection.node, connection.peer, self._clock())
         self._tell(Connected(connection.node, connection.peer), connection)
@@ -381,13 +367,13 @@ class XdsServer:
         whole = (key.node, key.peer)
         rest = (one.key for one in self._connections.values() if one.view.proxies)
         if connection.view.proxies and all((other.node, other.peer) != whole for other in rest):
-            before = [lost for lost in self._lost if (lost.stream.node, lost.stream.peer) == whole]
-            self._roll.lost(*whole, min((revision, *(lost.revision for lost in before))), now)
+            before = (lost.revision for lost in self._lost if (lost.stream.node, lost.stream.peer) == whole)
+            self._roll.lost(*whole, min((revision, *before)), now)
             self.roll_called()
         else:
             client = Client(connection.peer, connection.connected_at)
             until = now + self._settle_seconds
-            self._lost.append(_Lost(until, key, connection.view, revision, client))
+            self._lost.add(LostStream(until, key, connection.view, revision, client))
             self._later(self._settle_seconds)
 
     def _tell(self, event: StreamEvent, connection: Connection) -> None:
