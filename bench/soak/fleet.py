@@ -166,7 +166,8 @@ class Fleet:
             *("--lease-ttl", f"{self.ttl:g}", "--reprove-interval", "1", "--reprove-rate", "10"),
             *("--probe-deadline", "5", "--drain-deadline", "60"),
             *("--", *MODELPLANE, "model-server", f"--port={ports[0]}", f"--rest_api_port={ports[1]}"),
-            f"--model_config_file={config}",
+            # It would load a version that was broken, and has been removed, again for five minutes.
+            *(f"--model_config_file={config}", "--max_num_load_retries=0"),
         ]
         monitor = ChildProcess(command, self.folder / f"{name}.log")
         self.instances[name] = Instance(name, *ports, monitor)

@@ -12,7 +12,7 @@ from bench.churn.memory import resident
 
 SETTLED = 1 / 3
 """The share of a series that is left out: caches fill, allocators find their size."""
-JUDGED = 120.0
+JUDGED = 100.0
 """Seconds after that which a series must last to be judged."""
 SLOPE = 1.0
 """MiB a minute that a process may grow by; and who grows more is still flat if its whole growth is below GROWTH."""
