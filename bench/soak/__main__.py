@@ -52,7 +52,7 @@ def memory_table(result: Result) -> str:
 
 def _word(series: Sequence[Series]) -> str:
     if not any(one.judged for one in series):
-        return "too short to say"
+        return "not judged"
     return "flat" if all(one.flat for one in series) else "GROWS"
 
 
