@@ -1,6 +1,6 @@
 """Physical memory of every long-lived process, and whether it grows. A process that is started again begins a new
-series. etcd is shown and not judged: its garbage is collected every half minute at this load, and until the heap has its
-size it looks like a leak for longer than a member lives here. Linux: /proc/PID/status."""
+series. etcd is shown and not judged: its garbage is collected every half minute at this load, and until the heap has
+its size it looks like a leak for longer than a member lives here. Linux: /proc/PID/status."""
 
 from __future__ import annotations
 
