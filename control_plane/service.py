@@ -51,7 +51,7 @@ from control_plane.xds.table import ResourceTable, TableChange
 from control_plane.xds.view import View
 from registry.addresses import split_address
 from registry.etcd import EtcdClient
-from registry.follow import Connection, Snapshot, follow
+from registry.follow import Changes, Connection, Snapshot, follow
 from registry.keys import Keyspace, NodesKey, PlaneKey, SuspectsKey
 from registry.leased import LeasedKeys
 from registry.lost import encode_lost
@@ -133,7 +133,7 @@ class ControlPlane:
                 nodes = LeasedKeys(client, max(self._config.lease_ttl, self._config.lost_envoy_grace))
                 try:
                     async with asyncio.TaskGroup() as tasks:
-                        tasks.create_task(self._follow(client), name="follow")
+                        tasks.create_task(self._follow(client, keys, nodes), name="follow")
                         tasks.create_task(self._expire(), name="expire")
                         tasks.create_task(keys.run(), name="lease")
                         tasks.create_task(self._publish_record(keys), name="record")
@@ -145,9 +145,16 @@ class ControlPlane:
                 finally:
                     await keys.close()
 
-    async def _follow(self, client: EtcdClient) -> None:
+    async def _follow(self, client: EtcdClient, keys: LeasedKeys, nodes: LeasedKeys) -> None:
+        replica = self._config.replica_name
+        own = {self._keyspace.make(PlaneKey(replica)): keys, self._keyspace.make(NodesKey(replica)): nodes}
         async for update in follow(client, self._keyspace.prefix):
             now = asyncio.get_running_loop().time()
+            if isinstance(update, Changes):
+                # Nobody deletes these but an operator or an outage. A drain that begins before they are back would
+                # find no control plane to wait for.
+                for key in own.keys() & update.deletes:
+                    own[key].doubt()
             if isinstance(update, Connection):
                 self._connection_changed(update)
             if self._roll.apply(update, now):

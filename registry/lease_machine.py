@@ -123,6 +123,10 @@ class LeaseMachine:
         # A key's deletion is never skipped: a former process of the same name may have left the key behind.
         return {key: value for key, value in changes.items() if value is None or self._desired.get(key) != value}
 
+    def doubt(self) -> None:
+        """Somebody saw that etcd holds something else: audit before anything else is believed to be there."""
+        self._distrust()
+
     @property
     def number(self) -> int:
         """The number of the last set()."""

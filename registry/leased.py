@@ -98,6 +98,11 @@ class LeasedKeys:
         self._machine.set(changes)
         self._wanted.set()
 
+    def doubt(self) -> None:
+        """Look at once whether all is still there, and repair it: who follows the registry may have seen a key go."""
+        self._machine.doubt()
+        self._wanted.set()
+
     async def flush(self) -> int:
         """Wait until all that was set so far is in etcd; a revision at which all of it was. 0: nothing was ever set.
 

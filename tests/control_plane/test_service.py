@@ -17,7 +17,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from registry.etcd import EtcdClient, EtcdConfig
 from registry.keys import InstanceKey, Keyspace, ReadyKey
-from registry.records import ReadyRecord, ReadyState, encode_ready
+from registry.records import ReadyRecord, ReadyState, decode_plane, encode_ready
 from tests.support.etcd import Etcd
 from tests.support.processes import ChildProcess, free_port, wait_for_port
 from tests.support.waiting import eventually
@@ -57,6 +57,23 @@ async def health(plane: Plane) -> int:
     async with grpc.aio.insecure_channel(f"127.0.0.1:{plane.xds_port}") as channel:
         answer = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
     return int(answer.status)
+
+
+async def test_its_own_keys_are_back_at_once_after_an_operator_deleted_them(tmp_path: Path, etcd: Etcd) -> None:
+    """A drain would find nobody to wait for meanwhile. The lease is so long that its own next look at the keys would
+    come after minutes; waits for the record to claim convergence, and to be there again."""
+    plane = Plane(tmp_path, etcd.endpoint, "--empty-registry-grace", "0", "--lease-ttl", "600")
+    with plane.child:
+        async with EtcdClient(EtcdConfig((etcd.endpoint,))) as client:
+
+            async def settled() -> bool:
+                entry = await client.get("/modelplane/planes/p")
+                return entry is not None and decode_plane(entry.value).converged_revision > 0
+
+            # The last that it writes of its own accord.
+            await eventually(settled, "the replica's own record")
+            await client.delete("/modelplane/planes/p")
+            await eventually(settled, "the record to be back", 10)
 
 
 async def test_health_metrics_and_a_clean_end(plane: Plane, etcd: Etcd) -> None:

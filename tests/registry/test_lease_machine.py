@@ -322,6 +322,15 @@ def test_a_look_that_finds_a_key_on_another_lease_leads_to_its_repair() -> None:
     world.check()
 
 
+def test_what_was_seen_to_go_is_put_back_before_the_next_look_is_due() -> None:
+    world = _settled({"/a": b"1"})
+    del world.store.keys["/a"]
+    world.machine.doubt()
+    assert not world.machine.settled(world.machine.number)
+    assert [type(world.machine.decide(world.now)), *_next_actions(world, 2)] == [Audit, Audit, Write]
+    world.check()
+
+
 def test_a_deletion_not_yet_written_outlives_the_lease() -> None:
     world = World()
     world.store.leases[99] = world.now + 1000
