@@ -13,7 +13,7 @@ from modelplane.table import listed
 from monitor.drain import DrainWait
 from registry.drains import DrainRecord, DrainTarget, decode_drain, parse_target
 from registry.follow import Changes, Snapshot, Update
-from registry.keys import DrainKey, InstanceKey, Keyspace, PlaneKey, ReadyKey
+from registry.keys import DrainKey, InstanceKey, Keyspace, NodesKey, PlaneKey, ReadyKey
 from registry.records import (
     InstanceRecord,
     InstanceState,
@@ -142,7 +142,7 @@ class Follower:
             match self.keyspace.parse(raw):
                 case InstanceKey(self.instance):
                     self._record = None
-                case PlaneKey():
+                case PlaneKey() | NodesKey():
                     self._planes.pop(raw, None)
                 case ReadyKey() as key:
                     self._states.pop(key, None)
@@ -151,7 +151,7 @@ class Follower:
                 match self.keyspace.parse(raw):
                     case InstanceKey(self.instance):
                         self._record = decode_instance(value)
-                    case PlaneKey():
+                    case PlaneKey() | NodesKey():
                         self._planes[raw] = value
                     case ReadyKey(model, version, self.instance) as key if self.wish.covers(model, version):
                         self._states[key] = decode_ready(value).state

@@ -4,7 +4,9 @@ Invariant: `waiting()` is empty only if every control-plane replica that the reg
 have acknowledged `revision`, at which the instance was written as DRAINING, and that none of them has a request in
 flight on it. A replica without Envoys has nothing in flight. The Envoys of a replica whose record goes before it could
 say so (it was stopped, its lease ended, or etcd was wiped) have not gone: they find another one, or it comes back, and
-what they have in flight is known then. They are given RETURN seconds for that.
+what they have in flight is known then. They are given RETURN seconds for that. If there is no replica at all, they are
+waited for as long as the list of them (`planes/<replica>/nodes`) outlives it, also by a drain that begins only then: a
+control plane that hangs loses its record, and its Envoys go on sending.
 """
 
 from __future__ import annotations
@@ -17,9 +19,9 @@ from typing import cast
 
 from registry.etcd import EtcdClient
 from registry.follow import Changes, Connection, Snapshot, Update, follow
-from registry.keys import Keyspace, PlaneKey, ReadyKey
+from registry.keys import Keyspace, NodesKey, PlaneKey, ReadyKey
 from registry.leased import LeasedKeys
-from registry.records import PlaneRecord, RecordError, decode_plane
+from registry.records import PlaneRecord, RecordError, decode_plane, read_document
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +43,8 @@ class DrainWait:
         self._keyspace = keyspace
         self._planes: dict[str, PlaneRecord | None] = {}
         self._gone: dict[str, float] = {}
+        self._left: dict[str, int] = {}
+        """By replica, how many Envoys its list names."""
         self._most_envoys = 0
         self._doubted_until: float | None = None
         self.listed = False
@@ -51,6 +55,8 @@ class DrainWait:
         self.listed = True
         for raw in deletes:
             key = self._keyspace.parse(raw)
+            if isinstance(key, NodesKey):
+                self._left.pop(key.replica, None)
             if not isinstance(key, PlaneKey) or key.replica not in self._planes:
                 continue
             envoys, plane = self._envoys(), self._planes.pop(key.replica)
@@ -59,7 +65,9 @@ class DrainWait:
                 # Those that it waited for are waited for by the other replicas, but these have yet to say so.
                 self._most_envoys = max(self._most_envoys, envoys + (plane.away if plane is not None else 0))
         for raw, value in puts.items():
-            if isinstance(key := self._keyspace.parse(raw), PlaneKey):
+            if isinstance(key := self._keyspace.parse(raw), NodesKey):
+                self._left[key.replica] = _listed(value)
+            elif isinstance(key, PlaneKey):
                 self._gone.pop(key.replica, None)
                 self._doubted_until = None
                 try:
@@ -80,6 +88,12 @@ class DrainWait:
             return ("etcd, for the list of control planes",)
         if self._doubted_until is not None and not self._planes:
             return ("the control planes, to register again in an etcd that lost its data",)
+        if not self._planes and any(self._left.values()):
+            return tuple(
+                f"control plane {replica}: it has gone, and its {left} Envoys have not found another one yet"
+                for replica, left in sorted(self._left.items())
+                if left
+            )
         reasons = [(replica, self._reason(plane)) for replica, plane in sorted(self._planes.items())]
         # They may all wait for the same ones.
         away = max((plane.away for plane in self._planes.values() if plane is not None), default=0)
@@ -128,6 +142,15 @@ class DrainWait:
         if self._servables and all(one in counts for one in self._servables):
             return sum(counts[one] for one in self._servables)
         return plane.draining.get(self._instance)
+
+
+def _listed(value: bytes) -> int:
+    """How many Envoys a list names; what can't be read names one."""
+    try:
+        document = read_document(value)
+        return len(document.get("connected") or ()) + len(document.get("away") or ())
+    except (RecordError, TypeError):
+        return 1
 
 
 class Drain:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from monitor.drain import RETURN, Drain, DrainWait
 from registry.etcd import EtcdClient, EtcdConfig
-from registry.keys import Keyspace, PlaneKey, ReadyKey
+from registry.keys import Keyspace, NodesKey, PlaneKey, ReadyKey
 from registry.leased import LeasedKeys
 from registry.records import PlaneRecord, ReadyRecord, ReadyState, encode_plane, encode_ready
 from tests.support.etcd import Etcd
@@ -37,6 +37,29 @@ def test_before_the_list_is_read_nobody_knows() -> None:
 
 def test_no_control_plane_nothing_to_wait_for() -> None:
     assert wait_for().waiting() == ()
+
+
+@pytest.mark.parametrize(
+    ("listed", "left"),
+    [(b'{"connected":{"7":"envoy-a","8":"envoy-b"}}', 2), (b'{"away":["envoy-a"]}', 1), (b"?", 1), (b'{"away":5}', 1)],
+)
+def test_envoys_of_a_control_plane_that_had_gone_before_are_waited_for(listed: bytes, left: int) -> None:
+    nodes = KEYS.make(NodesKey("a"))
+    wait = DrainWait("i", REVISION, KEYS)
+    wait.apply({nodes: listed}, (), 0.0)
+    assert wait.waiting() == (f"control plane a: it has gone, and its {left} Envoys have not found another one yet",)
+    wait.apply({key("a"): encode_plane(PlaneRecord(REVISION, envoys=1, draining={"i": 2}))}, (), 1.0)
+    assert wait.waiting() == ("control plane a: 2 requests in flight",), "it is back, and says itself"
+    back = DrainWait("i", REVISION, KEYS)
+    back.apply({nodes: listed}, (), 0.0)
+    back.apply({}, [nodes], 2.0)
+    assert back.waiting() == (), "they had their time"
+
+
+def test_a_list_without_envoys_is_nothing_to_wait_for() -> None:
+    wait = DrainWait("i", REVISION, KEYS)
+    wait.apply({KEYS.make(NodesKey("a")): b"{}"}, (), 0.0)
+    assert wait.waiting() == ()
 
 
 def test_an_etcd_that_forgot_the_drain_is_not_believed_that_there_is_no_control_plane() -> None:
