@@ -38,6 +38,11 @@ def targets_of(texts: Iterable[str]) -> tuple[DrainTarget, ...]:
 def check_known(picture: Picture, instance: str, targets: Iterable[DrainTarget]) -> None:
     """Raise UserError, with names that are close, unless the registry knows the instance, and that it has these."""
     if instance not in picture.instances:
+        if any(instance in row.holdings for row in picture.versions):
+            raise UserError(
+                f"instance {instance} has lost its lease, so there is no monitor to drain it; start that again, "
+                "or end the server: Envoys turn away from what refuses connections"
+            )
         raise UserError(_unknown(f"the registry knows no instance {instance!r}", instance, picture.instances))
     for target in targets:
         there = [row for row in picture.versions if instance in row.holdings]

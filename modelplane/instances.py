@@ -33,15 +33,17 @@ class _Row:
 
 
 def instances(picture: Picture, *, wide: bool = False) -> list[Line]:
-    """A line for each instance."""
+    """A line for each instance, with the columns of a table that 80 characters hold; `wide`: all."""
     rows = _rows(picture)
     if not rows:
         return [Line("The registry knows no instance.")]
-    head = ["INSTANCE", "ADDRESS", "ZONE", "CAPACITY", "STATE", "READY", "IN FLIGHT", "REQ/S", "LATENCY", "QUEUE"]
-    more = ["REST", "ERRORS/S", "MONITOR", "DETAIL"] if wide else []
-    cells = [[*_cells(row), *(_more(row) if wide else []), _conditions(row)] for row in rows]
+    head = ["INSTANCE", "STATE", "MODELS", "ZONE", "CAPACITY", "IN FLIGHT", "REQ/S", "LATENCY", "QUEUE"]
+    more = ["GRPC", "REST", "ERRORS/S", "MONITOR", "CONDITIONS", "DETAIL"] if wide else []
+    cells = [[*_cells(row), *(_more(row) if wide else [])] for row in rows]
     tones = [_TONES.get(row.record.state, Tone.WAITING) for row in rows]
-    return block([*head, *more, "CONDITIONS"], cells, tones)[1:]
+    lines = block([*head, *more], cells, tones)[1:]
+    troubled = [Line(f"{row.name}: {_conditions(row)}") for row in rows if row.record.conditions]
+    return lines if wide or not troubled else [*lines, Line(""), Line("CONDITIONS"), *troubled]
 
 
 def documents(picture: Picture) -> list[dict[str, Any]]:
@@ -78,11 +80,10 @@ def _cells(row: _Row) -> list[str]:
     record, load = row.record, row.load
     return [
         row.name,
-        join_address(record.address, record.grpc_port),
+        record.state.lower(),
+        f"{row.ready} of {row.known}",
         record.zone or "-",
         str(record.capacity),
-        record.state,
-        f"{row.ready}/{row.known}",
         f"{row.draining} to end" if row.draining is not None else "-" if load is None else f"{load.in_flight:g}",
         "-" if load is None else f"{load.requests:g}",
         "-" if load is None or not load.latency else _seconds(load.latency),
@@ -93,9 +94,11 @@ def _cells(row: _Row) -> list[str]:
 def _more(row: _Row) -> list[str]:
     record = row.record
     return [
+        join_address(record.address, record.grpc_port),
         rest_address(record.address, record.rest_port),
         "-" if row.load is None else f"{row.load.errors:g}",
         record.monitor_version or "-",
+        _conditions(row),
         record.detail or "-",
     ]
 

@@ -19,6 +19,8 @@ _TOO_OLD = "its record in the registry does not say where its HTTP port is; it i
 _STRANGER = "what listens there is not a control plane's HTTP port"
 _CHUNK = 1 << 16
 
+NO_PLANE = "The registry names no control plane: Envoys keep what they have, and take in no change."
+
 
 @dataclass(frozen=True, slots=True)
 class PlaneConfig:

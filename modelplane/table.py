@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from modelplane.fleet import Holding, Picture, State, Version
 from registry.addresses import join_address
-from registry.records import InstanceRecord
+from registry.records import InstanceRecord, InstanceState
 
 _NAMES_SHOWN = 4
 
@@ -110,7 +110,8 @@ def _conditions(picture: Picture) -> Iterable[str]:
 def _reasons(picture: Picture) -> Iterable[str]:
     for name, record in picture.instances.items():
         if record.detail:
-            yield f"{name}: {record.detail}"
+            silent = "its server does not answer: " * (record.state is InstanceState.UNREACHABLE)
+            yield f"{name}: {silent}{record.detail}"
     for row in picture.versions:
         same: defaultdict[str, list[str]] = defaultdict(list)
         for instance, holding in row.holdings.items():

@@ -30,7 +30,8 @@ def make_plan(config: MonitorConfig, command: Sequence[str], environment: Mappin
     """Decide what is watched and where. Raises MonitorError if there is nothing to watch."""
     if not config.target and not command:
         raise MonitorError(
-            "nothing to watch: give --target HOST:PORT for a server that runs, or -- COMMAND to start and own one"
+            "nothing to watch: give --target HOST:PORT for a server that runs, -- COMMAND to start and own one, "
+            "or --docker for those in containers"
         )
     flags = read_flags(command, environment) if command else None
     if config.target:

@@ -137,8 +137,8 @@ class WishedDrain:
             log.error("instance %s: %s; going on with what was wanted before", self._core.instance, error)
             return
         if wish != self._wish:
-            told = "nothing any more" if wish is None else told_drain(wish, self._core.instance)
-            log.info("instance %s: an operator wants drained: %s", self._core.instance, told)
+            told = "nothing any longer" if wish is None else told_drain(wish, self._core.instance)
+            log.info("instance %s: what an operator wants drained: %s", self._core.instance, told)
         self._value, self._wish = value, wish
         self._core.wish(wish)
         self._core.report("stop", ())

@@ -79,10 +79,13 @@ def removed(known: DrainRecord, targets: Iterable[DrainTarget]) -> DrainRecord |
     if not gone:
         return None
     if known.whole:
-        raise ValueError("the whole instance is drained, so no model of it can be taken back alone")
+        raise ValueError("the whole instance is drained, so no model of it can be taken back alone; leave --model out")
     for target in gone:
         if target.version is not None and DrainTarget(target.model) in known.targets:
-            raise ValueError(f"all versions of {target.model} are drained, so {target} can't be taken back alone")
+            raise ValueError(
+                f"all versions of {target.model} are drained, so {target} can't be taken back alone; "
+                f"say --model {target.model}"
+            )
         if not any(_within(one, target) for one in known.targets):
             raise ValueError(f"{target} is not drained; drained are {', '.join(map(str, known.targets))}")
     rest = tuple(one for one in known.targets if not any(_within(one, target) for target in gone))

@@ -11,9 +11,19 @@ from modelplane.commandline import CommandLine
 from modelplane.description import Pages, describe, find
 from modelplane.errors import OptionError, UserError
 from modelplane.fleet import Picture
-from modelplane.lines import Line, show
+from modelplane.lines import Line, Tone, show
 from modelplane.logs import LogOptions, configure
-from modelplane.planes import Plane, PlaneConfig, Report, ask_all, ask_first, find_planes, named_planes, resource_page
+from modelplane.planes import (
+    NO_PLANE,
+    Plane,
+    PlaneConfig,
+    Report,
+    ask_all,
+    ask_first,
+    find_planes,
+    named_planes,
+    resource_page,
+)
 
 
 def command_line() -> CommandLine:
@@ -47,7 +57,8 @@ def run(argv: Sequence[str]) -> int:
 async def _describe(fleet: FleetConfig, config: PlaneConfig, model: str) -> list[Line]:
     picture = await read_fleet(fleet)
     find(picture, model)
-    return describe(picture, model, await _pages(fleet, config, picture, model))
+    lines = describe(picture, model, await _pages(fleet, config, picture, model))
+    return lines if config.control_plane or picture.planes else [*lines, Line(""), Line(NO_PLANE, Tone.BAD)]
 
 
 async def _pages(fleet: FleetConfig, config: PlaneConfig, picture: Picture, model: str) -> Pages:

@@ -93,7 +93,8 @@ def run(argv: Sequence[str]) -> int:
     targets = targets_of(wait.drained_model)
     if targets and config.stop:
         raise OptionError("--stop with --model: the server can't be stopped while it goes on with other models")
-    wish = DrainRecord(targets, _user(), datetime.now(UTC).isoformat(timespec="seconds"), config.message, config.stop)
+    now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    wish = DrainRecord(targets, _user(), now, config.message, config.stop)
     configure(settings[LogOptions].logging)
     return asyncio.run(_drain(settings[FleetConfig], instance, wish, wait, force=config.force))
 

@@ -10,10 +10,11 @@ from collections.abc import Sequence
 
 from modelplane.access import FleetConfig, read_fleet
 from modelplane.commandline import CommandLine
+from modelplane.envoys import unreachable
 from modelplane.fleet import Picture
 from modelplane.logs import LogOptions, configure
 from modelplane.lost_leases import lost_leases, told
-from modelplane.planes import PlaneConfig, Report, ask_all, find_planes, named_planes
+from modelplane.planes import NO_PLANE, PlaneConfig, Report, ask_all, find_planes, named_planes
 from modelplane.table import clean, fit, table
 
 
@@ -37,6 +38,8 @@ def run(argv: Sequence[str]) -> int:
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 10_000
     lines = table(picture, width)
     lines += [fit(clean(line), width) for line in lost_leases(reports, picture.planes, time.time())]
+    lines += [fit(clean(line.text), width) for line in unreachable(reports)]
+    lines += [] if reports or picture.planes else ["", fit(NO_PLANE, width)]
     sys.stdout.write("\n".join(lines) + "\n")
     return 0
 

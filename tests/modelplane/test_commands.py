@@ -263,3 +263,16 @@ async def test_a_control_plane_that_says_nothing_is_not_waited_for(tmp_path: Pat
         done = await modelplane("get", "envoys", "--control-plane", address, "--timeout", "0.2")
     assert done.returncode == 1
     assert done.stdout == f"CONTROL PLANES THAT DO NOT ANSWER\n{address}: no answer for 0.2 s\n"
+
+
+async def test_status_says_that_no_control_plane_answers_or_none_is_there(etcd: Etcd) -> None:
+    """Waits for the commands' ends."""
+    alone = await modelplane("status", "--etcd", etcd.endpoint)
+    assert (alone.returncode, alone.stdout.splitlines()[-1][:35]) == (0, "The registry names no control plane")
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        done = await modelplane("status", "--etcd", etcd.endpoint, "--control-plane", address, "--timeout", "0.2")
+    assert done.returncode == 0
+    assert done.stdout.endswith(f"CONTROL PLANES THAT DO NOT ANSWER\n{address}: no answer for 0.2 s\n")

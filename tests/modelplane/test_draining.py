@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from modelplane.draining import Follower, Goal, check_known, drain_records, refuse_last, spares, targets_of
@@ -83,6 +85,12 @@ def test_what_is_not_there_is_said_with_what_is(instance: str, targets: tuple[st
     with pytest.raises(UserError) as error:
         check_known(picture("digits@1: tfs-0"), instance, targets_of(targets))
     assert said in str(error.value)
+
+
+def test_one_whose_lease_is_lost_is_not_called_unknown() -> None:
+    known = replace(picture("digits@1: tfs-0=failing"), instances={})
+    with pytest.raises(UserError, match="tfs-0 has lost its lease"):
+        check_known(known, "tfs-0", ())
 
 
 def test_a_model_that_can_be_none() -> None:

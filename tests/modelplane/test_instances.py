@@ -50,28 +50,20 @@ def fleet() -> Fleet:
 
 
 def test_a_line_for_each() -> None:
-    head, one, two = (line.text.split() for line in instances(fleet().picture(0.0)))
-    assert head[:6] == ["INSTANCE", "ADDRESS", "ZONE", "CAPACITY", "STATE", "READY"]
-    assert one == [
-        "one",
-        "10.0.0.1:8500",
-        "eu-1",
-        "4",
-        "SERVING",
-        "1/2",
-        "3.25",
-        "120",
-        "27",
-        "ms",
-        "-",
-        "ReloadBlocked",
-    ]
-    assert two == ["two", "10.0.0.2:8500", "-", "1", "DRAINING", "0/1", "3", "to", "end", "-", "-", "-", "-"]
+    lines = [line.text for line in instances(fleet().picture(0.0))]
+    assert max(map(len, lines)) <= 80
+    assert lines[3:] == ["", "CONDITIONS", "one: ReloadBlocked"]
+    head, one, two = (line.split() for line in lines[:3])
+    assert head[:5] == ["INSTANCE", "STATE", "MODELS", "ZONE", "CAPACITY"]
+    assert one == ["one", "serving", "1", "of", "2", "eu-1", "4", "3.25", "120", "27", "ms", "-"]
+    assert two == ["two", "draining", "0", "of", "1", "-", "1", "3", "to", "end", "-", "-", "-"]
 
 
 def test_wide_and_json_tell_more() -> None:
     wide = instances(fleet().picture(0.0), wide=True)
     assert "10.0.0.1:8501" in wide[1].text
+    assert "ReloadBlocked" in wide[1].text
+    assert len(wide) == 3
     first, second = documents(fleet().picture(0.0))
     assert first["models"] == {"ready": 1, "known": 2}
     assert first["load"]["latency_seconds"] == 0.027
