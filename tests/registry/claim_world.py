@@ -86,7 +86,8 @@ class World:
         self.leases = 0
         self.started = 0
         self.order: list[Writer] = []
-        """In the order of their first claims."""
+        """In the order of their newest claims' generations."""
+        self._generations: dict[str, int] = {}
 
     def start(self, address: str = "a:1") -> Writer:
         self.started += 1
@@ -164,8 +165,11 @@ class World:
             return self.found(writer)
         if take.lease not in store.leases:
             raise LeaseGoneError
-        if writer not in self.order:
-            self.order.append(writer)
+        generation = decode_claim(take.value).generation
+        if self._generations.get(writer.claimant.claim.monitor) != generation:
+            # It may have claimed before, been told of it too late, and then it begins as one that never has.
+            self._generations[writer.claimant.claim.monitor] = generation
+            self.order = [*(one for one in self.order if one is not writer), writer]
         store.put({CLAIM: take.value}, take.lease)
         header = store.header()
         return lambda: writer.machine.claim_taken(take, header)

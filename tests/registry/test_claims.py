@@ -8,7 +8,7 @@ import copy
 
 import pytest
 from google.protobuf import json_format
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from registry.claims import SLACK, Claim, decode_claim, encode_claim
@@ -92,6 +92,7 @@ def _check_one_writes(world: World) -> None:
 
 
 @settings(max_examples=examples(300), deadline=None)
+@example([("start", 1), ("start", 1), ("run", 1 / 64), ("run", 1 / 64), ("faults", (1, ["after"])), ("run", 1.0)])
 @given(_EVENTS)
 def test_the_newest_that_lives_writes_alone(events: list[tuple[str, object]]) -> None:
     world = _play(events)
