@@ -295,7 +295,7 @@ async def test_a_watch_leaves_a_member_that_others_have_found_silent(tmp_path: P
     try:
         follower = (await asyncio.to_thread(cluster.leader) + 1) % 3
         order = (cluster.endpoints[follower], *cluster.endpoints)
-        async with EtcdClient(EtcdConfig(order, timeout=2)) as client, following(client, PREFIX) as followed:
+        async with EtcdClient(EtcdConfig(order, timeout=4)) as client, following(client, PREFIX) as followed:
             await client.put(PREFIX + "a", b"1")
             await eventually(lambda: followed.state, "the watch")
             cluster.freeze(follower)
