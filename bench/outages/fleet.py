@@ -21,7 +21,7 @@ from registry.keys import InstanceKey, Keyspace, ReadyKey
 from registry.records import ReadyState, RecordError, decode_ready
 from tests.support.envoy import Envoy
 from tests.support.etcd import Etcd, EtcdCluster
-from tests.support.processes import ChildProcess, children_of, free_port
+from tests.support.processes import ChildProcess, children_of, free_port, show_logs
 from tests.support.waiting import eventually
 
 _SPACE = Keyspace()
@@ -114,8 +114,7 @@ class Fleet:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is not None:
-            for path in sorted(self.folder.glob("*.log")):
-                sys.stderr.write(f"--- {path.name}\n{path.read_text(errors='replace')[-3000:]}\n")
+            show_logs(self.folder)
         await self._stack.aclose()
 
     def _etcd(self) -> Etcd | EtcdCluster:

@@ -26,7 +26,7 @@ from tests.support import saved_models
 from tests.support.envoy import Envoy
 from tests.support.etcd import EtcdCluster
 from tests.support.model_server import model_config
-from tests.support.processes import ChildProcess, children_of, free_port, wait_for_port
+from tests.support.processes import ChildProcess, children_of, free_port, show_logs, wait_for_port
 from tests.support.relay import Relay
 from tests.support.switch import Switch
 from tests.support.waiting import eventually
@@ -109,8 +109,7 @@ class Fleet:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is not None:
-            for path in sorted(self.folder.glob("*.log")):
-                sys.stderr.write(f"--- {path.name}\n{path.read_text(errors='replace')[-3000:]}\n")
+            show_logs(self.folder)
         await self._stack.aclose()
 
     async def _end(self) -> None:

@@ -7,11 +7,9 @@ import asyncio
 import os
 import socket
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-import pytest
 
 from monitor.claiming import LONGEST_WAIT, wait_before
 from monitor.standstill import LONGEST, Standstill
@@ -28,19 +26,6 @@ from tests.support.waiting import eventually
 ROOT = Path(__file__).parents[2]
 AVAILABLE, READY = ServableState.AVAILABLE, ReadyState.READY
 TTL = 2
-
-
-@pytest.fixture
-async def registry(etcd: Etcd) -> AsyncIterator[RegistryView]:
-    async with RegistryView(etcd.endpoint) as view:
-        yield view
-
-
-@pytest.fixture
-async def server() -> AsyncIterator[ScriptedServer]:
-    async with ScriptedServer() as scripted:
-        scripted.models = {"m": {1: AVAILABLE}}
-        yield scripted
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
@@ -23,12 +23,6 @@ pytestmark = pytest.mark.scenario
 
 READY, LOADING = ReadyState.READY, ReadyState.LOADING
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture
-async def registry(etcd: Etcd) -> AsyncIterator[RegistryView]:
-    async with RegistryView(etcd.endpoint) as view:
-        yield view
 
 
 @contextmanager

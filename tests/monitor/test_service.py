@@ -48,19 +48,6 @@ READY, DRAINING = ReadyState.READY, ReadyState.DRAINING
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture
-async def registry(etcd: Etcd) -> AsyncIterator[RegistryView]:
-    async with RegistryView(etcd.endpoint) as view:
-        yield view
-
-
-@pytest.fixture
-async def server() -> AsyncIterator[ScriptedServer]:
-    async with ScriptedServer() as scripted:
-        scripted.models = {"m": {1: AVAILABLE}}
-        yield scripted
-
-
 @asynccontextmanager
 async def attached(etcd: Etcd, port: int, config: MonitorConfig | None = None) -> AsyncIterator[asyncio.Task[int]]:
     config = replace(

@@ -9,7 +9,7 @@ import pytest
 
 from registry.records import ReadyState
 from tests.monitor.registry_view import RegistryView
-from tests.monitor.test_scenarios import monitor, registry, until
+from tests.monitor.test_scenarios import monitor, until
 from tests.support import saved_models
 from tests.support.etcd import Etcd
 from tests.support.processes import free_port
@@ -17,7 +17,6 @@ from tests.support.reloading import config
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.scenario
-__all__ = ["registry"]
 
 
 async def names(registry: RegistryView) -> set[str]:

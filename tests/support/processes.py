@@ -151,6 +151,12 @@ class ChildProcess:
                 sys.stderr.write(f"--- {self.log.name}: {' '.join(self.args)}\n{self.output[-4000:]}\n")
 
 
+def show_logs(folder: Path) -> None:
+    """The end of every log in it, to stderr."""
+    for path in sorted(folder.glob("*.log")):
+        sys.stderr.write(f"--- {path.name}\n{path.read_text(errors='replace')[-3000:]}\n")
+
+
 def wait_for_port(port: int, child: ChildProcess, timeout: float = 30.0) -> None:
     """Wait until something listens on 127.0.0.1:port; fail at once if the child ends first."""
     deadline = time.monotonic() + timeout
