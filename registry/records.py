@@ -87,7 +87,9 @@ class Condition:
 
 @dataclass(frozen=True, slots=True)
 class InstanceRecord:
-    """`instances/<instance>`. Ports are TCP; `rest_port` 0: no REST is served; capacity is a relative weight."""
+    """`instances/<instance>`. Ports are TCP; `rest_port` 0: no REST is served; capacity is a relative weight.
+    `managed`: its monitor loads and unloads what `assignments/<instance>` says; `labels`: what policies select by;
+    `memory`: bytes for models, 0: unknown."""
 
     address: str
     grpc_port: int
@@ -99,6 +101,9 @@ class InstanceRecord:
     detail: str = ""
     servables: tuple[Servable, ...] = ()
     conditions: tuple[Condition, ...] = ()
+    managed: bool = False
+    labels: Mapping[str, str] = field(default_factory=dict)
+    memory: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,6 +280,9 @@ def encode_instance(record: InstanceRecord) -> bytes:
                 {"name": condition.name, "text": condition.text, "model": condition.model}
                 for condition in record.conditions
             ],
+            "managed": record.managed,
+            "labels": dict(sorted(record.labels.items())),
+            "memory": record.memory,
         }
     )
 
@@ -312,6 +320,9 @@ def decode_instance(raw: bytes) -> InstanceRecord:
         detail=_read(document, "detail", _text, ""),
         servables=_read(document, "servables", lambda rows: tuple(map(_decode_servable, rows)), ()),
         conditions=_read(document, "conditions", lambda rows: tuple(map(_decode_condition, rows)), ()),
+        managed=_read(document, "managed", _flag, default=False),
+        labels=_read(document, "labels", lambda rows: {_text(name): _text(value) for name, value in rows.items()}, {}),
+        memory=_read(document, "memory", _INT64, 0),
     )
 
 

@@ -78,6 +78,9 @@ INSTANCES = st.builds(
     detail=st.text(max_size=20),
     servables=st.lists(SERVABLES, max_size=4).map(tuple),
     conditions=st.lists(st.builds(Condition, NAMES, st.text(max_size=20), st.text(max_size=5)), max_size=3).map(tuple),
+    managed=st.booleans(),
+    labels=st.dictionaries(NAMES, st.text(max_size=10), max_size=3),
+    memory=VERSIONS,
 )
 PLANES = st.builds(
     PlaneRecord,
