@@ -207,7 +207,7 @@ _INT64 = _number(0, 2**63 - 1)
 def _document(raw: bytes) -> Mapping[str, Any]:
     try:
         document = json.loads(raw)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RecordError(f"not JSON: {error}") from error
     if not isinstance(document, dict):
         raise RecordError(f"not a JSON object but {type(document).__name__}")
