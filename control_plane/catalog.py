@@ -18,7 +18,23 @@ from types import MappingProxyType
 from control_plane.model import Endpoint, Health, Model
 from control_plane.suspects import Belief, Hold, SuspectPolicy, Suspects, Suspicion, Verdict
 from registry.follow import Changes, Connection, Snapshot
-from registry.keys import ClaimKey, DrainKey, InstanceKey, Keyspace, LoadKey, NodesKey, PlaneKey, ReadyKey, SuspectsKey
+from registry.keys import (
+    AssignmentKey,
+    ClaimKey,
+    DiskKey,
+    DrainKey,
+    EventKey,
+    HistoryKey,
+    InstanceKey,
+    Keyspace,
+    LeaderKey,
+    LoadKey,
+    OfPlane,
+    PlaneKey,
+    ReadyKey,
+    RolloutKey,
+    SuspectsKey,
+)
 from registry.lost import decode_lost
 from registry.records import ReadyRecord, ReadyState, RecordError, decode_plane, decode_ready, encode_ready
 
@@ -29,7 +45,8 @@ _HEALTH = {
     ReadyState.FAILING: Health.FAILING,
     ReadyState.DRAINING: Health.DRAINING,
 }
-_WITHOUT_CONSEQUENCE = PlaneKey | NodesKey | SuspectsKey | DrainKey | ClaimKey | LoadKey
+_OF_ROLLOUTS = RolloutKey | HistoryKey | EventKey | LeaderKey
+_WITHOUT_CONSEQUENCE = OfPlane | LoadKey | DiskKey | DrainKey | ClaimKey | AssignmentKey | _OF_ROLLOUTS
 _IN_USE = (ReadyState.READY, ReadyState.FAILING)
 _NO_ENDPOINT = (ReadyState.LOADING, ReadyState.DRAINED)
 
@@ -67,8 +84,9 @@ class Catalog:
         self.revision = 0
         """The newest registry revision with a consequence for this picture; 0 before the first snapshot. The replicas'
         own keys have none, unless they came in a new list: else writing `converged_revision` would make a new revision
-        to converge on, without end. Nor have what operators want drained and which monitor
-        has claimed an instance, for it is monitors that act on them."""
+        to converge on, without end. Nor have what operators want drained, which monitor has claimed an instance and
+        what it shall hold, for it is monitors that act on them, nor what is kept for people and for the leader. Of what
+        operators want of a model, and of the leader, `models/` and `traffic/` count."""
 
     @property
     def models(self) -> Mapping[str, Model]:

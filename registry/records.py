@@ -214,12 +214,13 @@ def _document(raw: bytes) -> Mapping[str, Any]:
     return document
 
 
-read_document, read_field, read_flag, read_int64, read_text = _document, _read, _flag, _INT64, _text
-"""For the records that have a file of their own."""
-
-
 def _dump(document: Mapping[str, Any]) -> bytes:
     return json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+read_document, read_field, read_flag, read_int64, read_text = _document, _read, _flag, _INT64, _text
+dump_document = _dump
+"""For the records that have a file of their own."""
 
 
 def encode_ready(record: ReadyRecord) -> bytes:
