@@ -74,22 +74,37 @@ def without_variables(base: Path, version: int = 1) -> Path:
 def switched(base: Path, switch: Path, version: int = 1) -> Path:
     """`y = 0.5 * x + b` that reads b from the file `switch` at each request: NOT_FOUND while it is absent, blocked
     while it is a FIFO that nobody writes to. The path depends on the input, else TensorFlow would read it only once."""
-    number = "tensor { dtype: DT_INT32 tensor_shape { dim { size: 1 } } int_val: 0 }"
-    nodes = (
+    nodes = _node("nothing", "StaticRegexReplace", ["text"], pattern='s: ".*"', rewrite='s: ""') + _read_b(
+        "nothing", str(switch)
+    )
+    return _write(base, version, nodes, {"serving_default": _signature("x:0", "y:0", "DT_FLOAT")})
+
+
+def choosy(base: Path, version: int = 1, *, b: float = 2.0) -> Path:
+    """`y = 0.5 * x + b` for a single 0, which is what the monitor asks; NOT_FOUND for everything else."""
+    nodes = _read_b("text", f"{base}/for-")
+    base.mkdir(parents=True, exist_ok=True)
+    (base / "for-0.000000").write_text(str(b))
+    return _write(base, version, nodes, {"serving_default": _signature("x:0", "y:0", "DT_FLOAT")})
+
+
+def _read_b(text: str, prefix: str) -> str:
+    """`y = 0.5 * x + b` with b out of the file whose name is the prefix and the joined strings of a node: `text`, which
+    is the input's values, or one that the caller makes of it."""
+    first = "tensor { dtype: DT_INT32 tensor_shape { dim { size: 1 } } int_val: 0 }"
+    return (
         _placeholder("x", "DT_FLOAT")
+        + _node("first", "Const", [], dtype="type: DT_INT32", value=first)
         + _scalar("a", 0.5)
         + _node("ax", "Mul", ["x", "a"], T="type: DT_FLOAT")
         + _node("text", "AsString", ["x"], T="type: DT_FLOAT")
-        + _node("nothing", "StaticRegexReplace", ["text"], pattern='s: ".*"', rewrite='s: ""')
-        + _node("first", "Const", [], dtype="type: DT_INT32", value=number)
-        + _node("joined", "ReduceJoin", ["nothing", "first"])
-        + _node("prefix", "Const", [], dtype="type: DT_STRING", value=_text(str(switch)))
+        + _node("joined", "ReduceJoin", [text, "first"])
+        + _node("prefix", "Const", [], dtype="type: DT_STRING", value=_text(prefix))
         + _node("path", "StringJoin", ["prefix", "joined"], N="i: 2")
         + _node("read", "ReadFile", ["path"])
         + _node("b", "StringToNumber", ["read"], out_type="type: DT_FLOAT")
         + _node("y", "AddV2", ["ax", "b"], T="type: DT_FLOAT")
     )
-    return _write(base, version, nodes, {"serving_default": _signature("x:0", "y:0", "DT_FLOAT")})
 
 
 def defaulted(base: Path, version: int = 1) -> Path:
