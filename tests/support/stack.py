@@ -157,6 +157,24 @@ class Stack:
         self.instances[name] = instance
         return instance
 
+    def start_managed(
+        self, name: str, *, server_flags: tuple[str, ...] = (), monitor_flags: tuple[str, ...] = ()
+    ) -> Instance:
+        """Start a model server without models, under a monitor that may load what policies want. A name that was used
+        before is the same instance again, on its old ports."""
+        known = self.instances.get(name)
+        grpc_port, rest_port = (known.grpc_port, known.rest_port) if known else (free_port(), free_port())
+        command = [
+            *(*_MODELPLANE, "monitor", "--manage", "--etcd", self.etcd.endpoint, "--instance", name, *monitor_flags),
+            *("--", *_MODELPLANE, "model-server", f"--port={grpc_port}", f"--rest_api_port={rest_port}"),
+            *("--max_num_load_retries=0", *server_flags),
+        ]
+        monitor = ChildProcess(command, self.folder / f"{name}.log")
+        self._closers.append(monitor.stop)
+        instance = Instance(name, grpc_port, rest_port, monitor)
+        self.instances[name] = instance
+        return instance
+
     async def registry(self) -> Registry:
         """Read all of it."""
         space, picture = Keyspace(), Registry()

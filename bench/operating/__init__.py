@@ -1,0 +1,1 @@
+"""Models operated under load, by commands: `python -m bench.operating rolling|canary`."""
