@@ -1,8 +1,8 @@
 """The control plane's picture of the registry. Pure: updates and `now` in, changed models out; knows nothing of Envoy.
 
-Invariants: a `Model` is a function of the registry's records and of which leases are in doubt, whatever the order in
-which they arrived; an update costs what it changes, never the number of models; a model's last endpoints are not
-removed for lease loss alone.
+Invariants: a `Model` (serving.py) is a function of the registry's records and of which leases are in doubt, whatever
+the order in which they arrived; an update costs what it changes, never the number of models; a model's last endpoints
+are not removed for lease loss alone.
 """
 
 from __future__ import annotations
@@ -10,12 +10,14 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Container, Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
 from types import MappingProxyType
 
-from control_plane.model import Endpoint, Health, Model
+from control_plane.intents import Intents
+from control_plane.model import Model
+from control_plane.serving import IN_USE, NO_ENDPOINT, serving_model
 from control_plane.suspects import Belief, Hold, SuspectPolicy, Suspects, Suspicion, Verdict
 from registry.follow import Changes, Connection, Snapshot
 from registry.keys import (
@@ -31,24 +33,19 @@ from registry.keys import (
     LoadKey,
     OfPlane,
     PlaneKey,
+    PolicyKey,
     ReadyKey,
     RolloutKey,
     SuspectsKey,
+    TrafficKey,
 )
 from registry.lost import decode_lost
 from registry.records import ReadyRecord, ReadyState, RecordError, decode_plane, decode_ready, encode_ready
 
 log = logging.getLogger(__name__)
 
-_HEALTH = {
-    ReadyState.READY: Health.READY,
-    ReadyState.FAILING: Health.FAILING,
-    ReadyState.DRAINING: Health.DRAINING,
-}
 _OF_ROLLOUTS = RolloutKey | HistoryKey | EventKey | LeaderKey
 _WITHOUT_CONSEQUENCE = OfPlane | LoadKey | DiskKey | DrainKey | ClaimKey | AssignmentKey | _OF_ROLLOUTS
-_IN_USE = (ReadyState.READY, ReadyState.FAILING)
-_NO_ENDPOINT = (ReadyState.LOADING, ReadyState.DRAINED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +69,7 @@ class Catalog:
         self._keyspace = keyspace
         self._records: defaultdict[str, dict[tuple[int, str], ReadyRecord]] = defaultdict(dict)
         self._suspect_keys: defaultdict[str, set[ReadyKey]] = defaultdict(set)
+        self._intents = Intents()
         self._models: dict[str, Model] = {}
         self._instances: set[str] = set()
         self._draining: dict[str, dict[ReadyKey, Address]] = {}
@@ -136,6 +134,8 @@ class Catalog:
                 touched = self._take(entries, (), now) | self._take_over(entries, now)
             case Changes(revision=revision, puts=puts, deletes=deletes, relisted=relisted):
                 # A wiped etcd counts from the beginning again, even if the fleet has registered just as it was.
+                if relisted and revision < self.revision:
+                    deletes = self._outlive(deletes)
                 keys = map(self._keyspace.parse, chain(puts, deletes))
                 if relisted or not all(isinstance(key, _WITHOUT_CONSEQUENCE) for key in keys):
                     self.revision = revision
@@ -207,6 +207,9 @@ class Catalog:
                     gone.add(instance)
                 case ReadyKey() as key:
                     removed.append(key)
+                case PolicyKey(model) | TrafficKey(model) as key:
+                    self._intents.remove(key)
+                    touched.add(model)
         for raw, value in puts.items():
             match self._keyspace.parse(raw):
                 case InstanceKey(instance):
@@ -215,6 +218,9 @@ class Catalog:
                 case ReadyKey() as key:
                     self._put(key, value)
                     touched.add(key.model)
+                case PolicyKey(model) | TrafficKey(model) as key:
+                    self._intents.put(key, value)
+                    touched.add(model)
         # Judged last: whether the instance's own key went with it tells a lost lease from the monitor's own word.
         for key in removed:
             self._remove(key, now)
@@ -222,6 +228,19 @@ class Catalog:
         touched |= self._supersede()
         self._tidy(gone)
         return touched
+
+    def _outlive(self, deletes: Iterable[str]) -> frozenset[str]:
+        """Without the policies and traffic of a registry that has lost its data or was put back to an older state: no
+        operator took them away, and without them the fleet would answer with other versions."""
+        kept = {key for key in deletes if isinstance(self._keyspace.parse(key), PolicyKey | TrafficKey)}
+        if kept:
+            log.warning(
+                "the registry's revision went back, and %d policies and traffic records are gone from it: going on "
+                "with them until they are written again or this control plane ends; restore them from a backup, or "
+                "apply the policies again",
+                len(kept),
+            )
+        return frozenset(deletes) - kept
 
     def _tidy(self, instances: Iterable[str]) -> None:
         """Forget the addresses of those that are gone for good."""
@@ -274,7 +293,7 @@ class Catalog:
             return
         self._forget(key)
         self._records[key.model][key.version, key.instance] = record
-        if record.state in _IN_USE:
+        if record.state in IN_USE:
             self._used[key.instance] += 1
         self._addresses[key.instance] = _address(record)
         if record.state is ReadyState.DRAINING:
@@ -286,7 +305,7 @@ class Catalog:
             return
         # One that drains too: its monitor's own word would have come before the instance's key went. An endpoint that
         # Envoy is told to drop is left out of its load reports, requests in flight or not, and its server is stopped.
-        if record.state not in _NO_ENDPOINT and key.instance not in self._instances:
+        if record.state not in NO_ENDPOINT and key.instance not in self._instances:
             # One line per instance is the service's to say (guard.py): it may hold a thousand models.
             log.debug("model %s version %d on %s: lease lost, used on under suspicion", *_names(key))
             self._suspect_keys[key.instance].add(key)
@@ -301,7 +320,7 @@ class Catalog:
     def _forget(self, key: ReadyKey) -> None:
         """Undo what this key's present record counts for outside its model."""
         record = self._records[key.model].get((key.version, key.instance))
-        if record is not None and record.state in _IN_USE:
+        if record is not None and record.state in IN_USE:
             self._used[key.instance] -= 1
             if not self._used[key.instance]:
                 del self._used[key.instance]
@@ -330,10 +349,9 @@ class Catalog:
     def _rebuild(self, touched: Iterable[str]) -> frozenset[str]:
         changed = set()
         for name in touched:
-            records = self._records[name]
-            if not records:
+            model = self._model(name)
+            if not self._records[name]:
                 del self._records[name]
-            model = self._model(name, records) if records else None
             if model != self._models.get(name):
                 changed.add(name)
                 if model is None:
@@ -342,63 +360,11 @@ class Catalog:
                     self._models[name] = model
         return frozenset(changed)
 
-    def _model(self, name: str, records: Mapping[tuple[int, str], ReadyRecord]) -> Model:
-        versions: defaultdict[int, list[Endpoint]] = defaultdict(list)
-        failing: defaultdict[int, set[str]] = defaultdict(set)
-        dead: set[str] = set()
-        several: set[int] = set()
-        for (version, instance), record in sorted(records.items()):
-            endpoints = versions[version]
-            if record.state in _NO_ENDPOINT:
-                continue
-            doubted = ReadyKey(name, version, instance) in self._doubted(instance)
-            health = Health.SUSPECT if doubted and record.state in _IN_USE else _HEALTH[record.state]
-            where = (record.address, record.grpc_port, record.rest_port)
-            endpoints.append(Endpoint(instance, *where, record.zone, record.capacity, health))
-            if record.state is ReadyState.FAILING:
-                failing[version].add(instance)
-            if health is Health.SUSPECT and self._suspects.dead(instance):
-                dead.add(instance)
-            if record.several_versions:
-                several.add(version)
-        # By what the instances hold, failing or not: else a version that overloads half of the fleet would be taken
-        # from the other half as well.
-        served = _served(tuple((version, tuple(endpoints)) for version, endpoints in versions.items()), dead)
-        used = tuple((version, _used(endpoints, failing[version], dead)) for version, endpoints in versions.items())
-        return Model(name, used, served, pinned=served in several)
+    def _model(self, name: str) -> Model | None:
+        def doubted(version: int, instance: str) -> bool:
+            return ReadyKey(name, version, instance) in self._doubted(instance)
 
-
-def _used(endpoints: Iterable[Endpoint], failing: Container[str], dead: Container[str]) -> tuple[Endpoint, ...]:
-    """Without the instances on which it fails, and nothing new for suspects that fail their checks, unless there is no
-    other. One whose lease was lost counts as READY here: an etcd that loses its leases must not bring back what does
-    not answer."""
-    all_of_them = tuple(endpoints)
-    answering = [one for one in all_of_them if one.instance not in dead and one.health is not Health.DRAINING]
-    if any(one.instance not in failing for one in answering):
-        # Not listed as UNHEALTHY: Envoy would count them among those of which it may eject a share (docs/proof.md).
-        all_of_them = tuple(one for one in all_of_them if one.instance not in failing)
-    if not answering:
-        return all_of_them
-    return tuple(replace(one, health=Health.UNANSWERED) if one.instance in dead else one for one in all_of_them)
-
-
-def _served(versions: tuple[tuple[int, tuple[Endpoint, ...]], ...], dead: Set[str]) -> int | None:
-    """The version that the whole fleet answers with when a request names none: the newest that at least half of the
-    model's instances have, so that a switch neither waits for the last instance nor throws the whole load on the
-    first; while no version has that, the commonest, newest first. What fails its checks has no say, if any does not."""
-    usable = {
-        version: {endpoint.instance for endpoint in endpoints if endpoint.health is not Health.DRAINING}
-        for version, endpoints in versions
-    }
-    instances = set().union(*usable.values())
-    if answering := instances - dead:
-        usable = {version: held - dead for version, held in usable.items()}
-        instances = answering
-    if not instances:
-        # Only draining endpoints, or none: name the newest that has any, for its cluster keeps the model known.
-        return max((version for version, endpoints in versions if endpoints), default=None)
-    enough = [version for version, held in usable.items() if 2 * len(held) >= len(instances)]
-    return max(enough) if enough else max(usable, key=lambda version: (len(usable[version]), version))
+        return serving_model(name, self._records[name], doubted, self._suspects.dead, self._intents.of(name))
 
 
 def _address(record: ReadyRecord) -> Address:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from enum import Enum
 
+from registry.policy.model import Balancing, CircuitBreaking, OutlierDetection
+from registry.traffic import Mirror
+
 
 class Health(Enum):
     """How far an endpoint is to be used."""
@@ -37,6 +40,49 @@ class Endpoint:
 
 
 @dataclass(frozen=True, slots=True)
+class Traffic:
+    """How requests are shared among a model's versions, as the leader resolved it from the model's policy.
+
+    `weights`: parts by version, ascending, of those that have an endpoint to send requests to; empty if none of them
+    has, and then nobody answers. `labels`: those that the router resolves; all others are the servers'. `sticky_by`: a
+    header whose value decides instead of chance. `mirrors`, `observe` and `compare` as in registry/traffic.py;
+    `between`: the two versions that are compared.
+    """
+
+    weights: tuple[tuple[int, int], ...]
+    labels: tuple[tuple[str, int], ...] = ()
+    sticky_by: str = ""
+    mirrors: tuple[Mirror, ...] = ()
+    observe: float = 0.0
+    compare: float = 0.0
+    between: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Tuning:
+    """What a model's policy says of its clusters. None: the fleet's settings."""
+
+    balancing: Balancing | None = None
+    circuit_breaking: CircuitBreaking | None = None
+    outlier_detection: OutlierDetection | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Handling:
+    """What a model's policy says of its requests: seconds, attempts after the first, bytes. None: the fleet's
+    settings."""
+
+    timeout: float | None = None
+    retries: int | None = None
+    max_request_bytes: int | None = None
+    tuning: Tuning = Tuning()
+
+
+FLEETS_OWN = Handling()
+"""Of a model whose policy says nothing of it, or which has none."""
+
+
+@dataclass(frozen=True, slots=True)
 class Model:
     """One model, fleet-wide.
 
@@ -44,12 +90,17 @@ class Model:
     announced (loading everywhere) has none. `served` is the version that a request which names none gets from the
     whole fleet; None while no version has an endpoint. `pinned`: the router must write `served` into such a request,
     because a server may hold another version too and would answer from its own newest.
+
+    With `traffic`, requests that name no version are shared by its weights. `served` is the heaviest version then, for
+    the clients that no router draws for; `pinned`: the router must draw, and write down what it drew.
     """
 
     name: str
     versions: tuple[tuple[int, tuple[Endpoint, ...]], ...]
     served: int | None
     pinned: bool
+    traffic: Traffic | None = None
+    handling: Handling = FLEETS_OWN
 
     def endpoints(self, version: int | None) -> tuple[Endpoint, ...]:
         """The endpoints of one version, or of the served one for None; empty if there are none."""

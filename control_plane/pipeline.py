@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from control_plane.catalog import Catalog
-from control_plane.model import Model
 from control_plane.resources.resource import Resource
 from control_plane.resources.settings import DataPlaneSettings
 from control_plane.resources.translate import fleet_resources, model_resources
+from control_plane.routes import Routes
 from control_plane.suspects import Verdict
 from control_plane.xds.table import ResourceTable, TableChange
 from registry.follow import Changes, Connection, Snapshot
@@ -33,7 +33,7 @@ class Pipeline:
         self.changed: frozenset[str] = frozenset()
         """The models that the last step changed, for whoever else translates them."""
         self._names: dict[str, frozenset[tuple[str, str]]] = {}
-        self._pins: dict[str, int] = {}
+        self._routes = Routes()
         self._fleet_is_stale = True
         self._empty_grace = empty_grace
         self._empty_until: float | None = None
@@ -80,21 +80,11 @@ class Pipeline:
             if names:
                 self._names[name] = names
             puts += resources
-            self._pin(name, model)
+        self._fleet_is_stale |= self._routes.update(changed, self.catalog.models)
         if self._fleet_is_stale:
-            puts += fleet_resources(self._pins, self._settings)
+            puts += fleet_resources(self._routes.pins, self._settings, self._routes.routings)
             self._fleet_is_stale = False
         return self.table.update(puts, removes, self.catalog.revision)
-
-    def _pin(self, name: str, model: Model | None) -> None:
-        version = model.served if model is not None and model.pinned else None
-        if self._pins.get(name) == version:
-            return
-        if version is None:
-            del self._pins[name]
-        else:
-            self._pins[name] = version
-        self._fleet_is_stale = True
 
 
 def _implausible(catalog: Catalog) -> str:

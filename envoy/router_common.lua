@@ -1,13 +1,14 @@
 -- What both model routers share. The control plane joins three pieces into one inline source for Envoy's Lua filter:
--- the pins (`local PINNED = [==[...]==]`), this file, and router_grpc.lua or router_rest.lua.
+-- the pins (`local PINNED = [==[...]==]`) and what operators want of traffic (`local TRAFFIC = [==[...]==]`), this file
+-- and router_traffic.lua, and router_grpc.lua or router_rest.lua.
 --
 -- A model router only says where a request goes: it writes the cluster's name into a header, which the route reads
 -- (`cluster_header`). It knows no list of models: an unknown name is an unknown cluster, and the listener's
 -- local_reply_config turns that into TF Serving's own NOT_FOUND. So nothing here grows with the number of models but
--- the pins, and a request's cost doesn't grow with them either.
+-- with that of those that are pinned or have a policy, and a request's cost doesn't grow with them either.
 
 local byte, char, find, format, gsub, lower = string.byte, string.char, string.find, string.format, string.gsub, string.lower
-local match, rep, sub = string.match, string.rep, string.sub
+local gmatch, match, rep, sub = string.gmatch, string.match, string.rep, string.sub
 
 local CLUSTER = "x-modelplane-cluster" -- the route's cluster_header
 local NOT_FOUND_TEXT = "x-modelplane-not-found" -- what to say if there is no such cluster; absent: Latest(CLUSTER)
@@ -22,7 +23,7 @@ local LONGEST_NAME = 1024
 -- is an int64, and a Lua number is exact only up to 2^53. The pins come as text because LuaJIT refuses a table of
 -- 20,000 constants.
 local PINS = {}
-for name, version in string.gmatch(PINNED, "(%S+) (%d+)\n") do
+for name, version in gmatch(PINNED, "(%S+) (%d+)\n") do
   PINS[name] = version
 end
 
@@ -37,6 +38,13 @@ local function encode_name(name)
     return (gsub(name, "[^%w_.:/+~-]", escape))
   end
   return name
+end
+
+-- The reverse.
+local function decode(text)
+  return (gsub(text, "%%(%x%x)", function(hex)
+    return char(tonumber(hex, 16))
+  end))
 end
 
 -- Text from a client, fit for a header's value.

@@ -1,16 +1,17 @@
 -- The model router of the gRPC listener: reads `model_spec` out of the request's body, as the official client sends it,
 -- or the model's name out of the header x-model-name (and x-model-version), which spares the body's buffering.
 
-local INVALID_ARGUMENT, NOT_FOUND, UNIMPLEMENTED = "3", "5", "12"
+local INVALID_ARGUMENT, NOT_FOUND, RESOURCE_EXHAUSTED, UNIMPLEMENTED = "3", "5", "8", "12"
 
 -- Where the first model_spec stands: in field 1 of the message, for MultiInference in field 1 of its first task.
 -- pinnable: a second model_spec may be added to it. GetModelStatus answers for all versions, so it never is;
--- MultiInference isn't because every task would need its own.
+-- MultiInference isn't because every task would need its own. inference: may be mirrored, for it changes nothing.
+local INFERENCE = { depth = 1, pinnable = true, inference = true }
 local DIRECT = { depth = 1, pinnable = true }
 local METHODS = {
-  ["/tensorflow.serving.PredictionService/Predict"] = DIRECT,
-  ["/tensorflow.serving.PredictionService/Classify"] = DIRECT,
-  ["/tensorflow.serving.PredictionService/Regress"] = DIRECT,
+  ["/tensorflow.serving.PredictionService/Predict"] = { depth = 1, pinnable = true, inference = true, comparable = true },
+  ["/tensorflow.serving.PredictionService/Classify"] = INFERENCE,
+  ["/tensorflow.serving.PredictionService/Regress"] = INFERENCE,
   ["/tensorflow.serving.PredictionService/GetModelMetadata"] = DIRECT,
   ["/tensorflow.serving.PredictionService/MultiInference"] = { depth = 2 },
   ["/tensorflow.serving.SessionService/SessionRun"] = DIRECT,
@@ -69,22 +70,6 @@ local function exact_varint(s, i, last)
     return sign .. format("%.0f%09.0f", high, low)
   end
   return sign .. format("%.0f", low)
-end
-
--- The reverse, for the decimal strings that pins and headers bring.
-local function to_varint(decimal)
-  local high, low = tonumber(sub(decimal, 1, -10)) or 0, tonumber(sub(decimal, -9))
-  local bytes = ""
-  while true do
-    local remainder = high % 128
-    high, low = (high - remainder) / 128, remainder * 1e9 + low
-    local bits = low % 128
-    low = (low - bits) / 128
-    if high == 0 and low == 0 then
-      return bytes .. char(bits)
-    end
-    bytes = bytes .. char(bits + 128)
-  end
 end
 
 -- google.protobuf.Int64Value; nil if it isn't one. An empty one is 0.
@@ -283,6 +268,44 @@ local function route(handle, method, name, encoded, version, label, pinned)
   handle:clearRouteCache()
 end
 
+-- The same for a request whose body was read and for whose model there is a policy.
+local function route_by(policy, handle, method, message, name, encoded, version, label, asked)
+  local length = message.size - 5
+  if policy.largest and length > policy.largest then
+    return deny(handle, RESOURCE_EXHAUSTED, too_large(policy, name, length))
+  end
+  local headers, chosen, pinned = handle:headers(), nil, false
+  if asked then
+    version, label = asked, nil
+    if method.pinnable and (policy.weights or PINS[encoded]) then
+      pin(message.body, message.size, message.stop, asked)
+    end
+  elseif method.pinnable and not version then
+    if label then
+      chosen = policy.labels[encode_name(label)]
+    else
+      chosen = draw(policy, headers) or PINS[encoded]
+      pinned = chosen ~= nil
+    end
+  end
+  handle_as(policy, headers)
+  if method.inference and not version and (chosen or not label) then -- which version answers is the operators' choice
+    local shadow = shadow_of(policy, chosen, length)
+    if shadow then
+      mirror(headers, shadow, "")
+      headers:replace(SHADOW_SPEC, shadow.spec)
+    end
+    if method.comparable then
+      compare(policy, headers, length)
+    end
+  end
+  if chosen then
+    pin(message.body, message.size, message.stop, chosen)
+    version, label = chosen, nil
+  end
+  return route(handle, method, name, encoded, version, label, pinned)
+end
+
 local function refuse_unreadable(handle, reason)
   if reason == "compressed" then
     return deny(handle, UNIMPLEMENTED, "A compressed gRPC message cannot be routed by the model that it names: switch "
@@ -321,7 +344,11 @@ function envoy_on_request(handle)
       return refuse_name(handle, method, named)
     end
     local encoded = encode_name(named)
-    if not (method.pinnable and PINS[encoded]) then
+    local policy = policy_of(encoded)
+    if not (policy and not method.status and policy.reads or method.pinnable and PINS[encoded]) then
+      if policy and not method.status then
+        handle_as(policy, headers)
+      end
       return route(handle, method, named, encoded, asked, nil, false)
     end
   end
@@ -339,7 +366,10 @@ function envoy_on_request(handle)
   end
 
   local encoded, pinned = encode_name(name), false
-  if asked then -- only for a model whose servers hold several versions: the header's word must reach the server
+  local policy = not method.status and policy_of(encoded)
+  if policy then
+    return route_by(policy, handle, method, { body = body, size = size, stop = stop }, name, encoded, version, label, asked)
+  elseif asked then -- only for a model whose servers hold several versions: the header's word must reach the server
     pin(body, size, stop, asked)
     version, label = asked, nil
   elseif method.pinnable and not version and not label and PINS[encoded] then

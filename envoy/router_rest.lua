@@ -18,12 +18,6 @@ local function deny(handle, status, message)
   handle:respond({ [":status"] = status }, message)
 end
 
-local function decode(text)
-  return (gsub(text, "%%(%x%x)", function(hex)
-    return char(tonumber(hex, 16))
-  end))
-end
-
 -- Version (a canonical decimal string) or label, and the verb, of what follows the model's name; nil if it is no form
 -- of the API.
 local function read_rest(rest)
@@ -66,6 +60,17 @@ local function route(handle, headers, name, version, label, verb)
   handle:clearRouteCache()
 end
 
+-- The size of a request's body in bytes. Waits for one that is sent without its length; the header map from before is
+-- dead then.
+local function size_of(handle, headers)
+  local told = headers:get("content-length")
+  if told or not headers:get("transfer-encoding") and headers:get(":method") ~= "POST" then
+    return tonumber(told) or 0, headers
+  end
+  local size = handle:body(true):length()
+  return size, handle:headers()
+end
+
 function envoy_on_request(handle)
   local headers = handle:headers()
   local target = headers:get(":path")
@@ -88,9 +93,37 @@ function envoy_on_request(handle)
   if #name > LONGEST_NAME or (label and #label > LONGEST_NAME) then
     return deny(handle, "404", "Servable not found for request: a name is longer than " .. LONGEST_NAME .. " bytes")
   end
-  local pinned = PINNABLE[verb] and not version and not label and PINS[encode_name(name)]
-  if pinned then
-    headers:replace(":path", prefix .. raw .. "/versions/" .. pinned .. rest .. query)
+  local encoded, chosen = encode_name(name), nil
+  local policy = verb ~= "" and policy_of(encoded)
+  if policy and policy.largest then
+    local size
+    size, headers = size_of(handle, headers)
+    if size > policy.largest then
+      headers:replace(TOO_LARGE, "1")
+      return deny(handle, "413", too_large(policy, name, size))
+    end
   end
-  return route(handle, headers, name, version or pinned, label, verb)
+  local ours = PINNABLE[verb] and not version -- which version answers is the operators' choice
+  if ours and label then
+    chosen = policy and policy.labels[encode_name(label)]
+    ours = chosen
+  elseif ours then
+    chosen = policy and draw(policy, headers) or PINS[encoded]
+  end
+  if policy then
+    handle_as(policy, headers)
+  end
+  local behind = match(rest, "^/%a+/[^/:]+(.*)$") or rest
+  if policy and ours and verb ~= "/metadata" then
+    local shadow = shadow_of(policy, chosen, tonumber(headers:get("content-length")) or 0)
+    if shadow then
+      mirror(headers, shadow, "@rest/")
+      headers:replace(SHADOW_PATH, prefix .. shadow.segment .. "/versions/" .. shadow.version .. behind .. query)
+    end
+  end
+  if chosen then
+    headers:replace(":path", prefix .. raw .. "/versions/" .. chosen .. behind .. query)
+    version, label = chosen, nil
+  end
+  return route(handle, headers, name, version, label, verb)
 end

@@ -1,8 +1,10 @@
-"""Cluster definitions. Invariant: a cluster's bytes depend on its name, its protocol and the settings, never on
-anything that varies in a model's life; all that varies is in its ClusterLoadAssignment.
+"""Cluster definitions. Invariant: a cluster's bytes depend on its name, its protocol, the settings and what the model's
+policy says of its clusters, never on anything that varies by itself in a model's life; all that varies is in its
+ClusterLoadAssignment. A changed definition makes Envoy build the cluster anew, so only an operator's word changes it.
 
-So each protocol has one serialised template, and a cluster is the template with its name spliced in: 40,000 clusters
-cost what 40,000 string joins cost. The result is byte for byte what protobuf serialises, which a test holds it to.
+So each protocol has one serialised template per distinct tuning, and a cluster is the template with its name spliced
+in: 40,000 clusters cost what 40,000 string joins cost. The result is byte for byte what protobuf serialises, which a
+test holds it to.
 """
 
 from __future__ import annotations
@@ -15,9 +17,11 @@ from envoy.config.core.v3 import config_source_pb2
 from envoy.extensions.upstreams.http.v3 import http_protocol_options_pb2
 from google.protobuf.duration_pb2 import Duration
 
+from control_plane.model import FLEETS_OWN, Tuning
 from control_plane.resources.resource import CLUSTER, Resource, pack_bytes
 from control_plane.resources.settings import DataPlaneSettings
 from control_plane.resources.wire import string_field
+from registry.policy.model import Balancing, CircuitBreaking, OutlierDetection
 
 _HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 _IPPROTO_TCP, _TCP_USER_TIMEOUT = 6, 18
@@ -35,7 +39,9 @@ def seconds(value: float) -> Duration:
     return Duration(seconds=int(value), nanos=round(value % 1 * 1e9))
 
 
-def cluster_message(name: str, protocol: Protocol, settings: DataPlaneSettings) -> cluster_pb2.Cluster:
+def cluster_message(
+    name: str, protocol: Protocol, settings: DataPlaneSettings, tuning: Tuning = FLEETS_OWN.tuning
+) -> cluster_pb2.Cluster:
     """The definition of one cluster, as a message."""
     cluster = cluster_pb2.Cluster(
         name=name, type=cluster_pb2.Cluster.EDS, connect_timeout=seconds(settings.connect_timeout)
@@ -46,45 +52,58 @@ def cluster_message(name: str, protocol: Protocol, settings: DataPlaneSettings) 
     # 0: a cluster without its endpoints stays warming however long they take, so neither a starting Envoy nor a new
     # model is served before they are there. The control plane answers for every name, so it can't take for ever.
     eds.initial_fetch_timeout.SetInParent()
-    _balance(cluster, settings)
-    _limit(cluster, settings)
-    _eject(cluster, settings)
+    _balance(cluster, tuning.balancing)
+    _limit(cluster, settings, tuning.circuit_breaking or CircuitBreaking())
+    _eject(cluster, settings, tuning.outlier_detection or OutlierDetection())
     _notice_dead_peers(cluster, settings)
     cluster.typed_extension_protocol_options[_HTTP_OPTIONS].Pack(_http_options(protocol, settings), deterministic=True)
     return cluster
 
 
-def _balance(cluster: cluster_pb2.Cluster, settings: DataPlaneSettings) -> None:
-    # Inference times vary by orders of magnitude, so the instance with fewer requests in flight is the better one; of
-    # two picked at random, because the very best of all would get every request between two updates of the counts.
-    cluster.lb_policy = cluster_pb2.Cluster.LEAST_REQUEST
-    cluster.least_request_lb_config.choice_count.value = 2
+def _balance(cluster: cluster_pb2.Cluster, balancing: Balancing | None) -> None:
+    match balancing:
+        case Balancing.ROUND_ROBIN:
+            cluster.lb_policy = cluster_pb2.Cluster.ROUND_ROBIN
+        case Balancing.RANDOM:
+            cluster.lb_policy = cluster_pb2.Cluster.RANDOM
+        case _:
+            # Inference times vary by orders of magnitude, so the instance with fewer requests in flight is the better
+            # one; of two picked at random, because the very best of all would get every request between two updates of
+            # the counts.
+            cluster.lb_policy = cluster_pb2.Cluster.LEAST_REQUEST
+            cluster.least_request_lb_config.choice_count.value = 2
     # Above this share of unhealthy hosts Envoy would use the unhealthy ones too. DRAINING is unhealthy to Envoy, and
     # what drains is about to be stopped: better UNAVAILABLE, which a client may retry, than an inference cut off.
     cluster.common_lb_config.healthy_panic_threshold.value = 0
 
 
-def _limit(cluster: cluster_pb2.Cluster, settings: DataPlaneSettings) -> None:
+def _limit(cluster: cluster_pb2.Cluster, settings: DataPlaneSettings, wanted: CircuitBreaking) -> None:
     thresholds = cluster.circuit_breakers.thresholds.add()
-    thresholds.max_connections.value = settings.max_connections
+    thresholds.max_connections.value = _or(wanted.max_connections, settings.max_connections)
+    max_requests = _or(wanted.max_requests, settings.max_requests)
     # Requests that wait for a connection: all of them do while the first one is being made.
-    thresholds.max_pending_requests.value = settings.max_requests
-    thresholds.max_requests.value = settings.max_requests
+    thresholds.max_pending_requests.value = max_requests
+    thresholds.max_requests.value = max_requests
     thresholds.retry_budget.budget_percent.value = settings.retry_budget_percent
     thresholds.retry_budget.min_retry_concurrency.value = settings.min_retry_concurrency
 
 
-def _eject(cluster: cluster_pb2.Cluster, settings: DataPlaneSettings) -> None:
+def _eject(cluster: cluster_pb2.Cluster, settings: DataPlaneSettings, wanted: OutlierDetection) -> None:
     outliers = cluster.outlier_detection
+    ejection_time = settings.ejection_time if wanted.ejection_time is None else wanted.ejection_time
     # Ejections are decided per failure; the interval only says how soon an ejected instance is let in again.
     outliers.interval.CopyFrom(seconds(1))
-    outliers.base_ejection_time.CopyFrom(seconds(settings.ejection_time))
-    outliers.max_ejection_time.CopyFrom(seconds(settings.ejection_time * 6))
-    outliers.max_ejection_percent.value = settings.max_ejection_percent
+    outliers.base_ejection_time.CopyFrom(seconds(ejection_time))
+    outliers.max_ejection_time.CopyFrom(seconds(ejection_time * 6))
+    outliers.max_ejection_percent.value = _or(wanted.max_ejection_percent, settings.max_ejection_percent)
     # Connection failures and the server's own answers say different things, and are counted apart.
     outliers.split_external_local_origin_errors = True
     outliers.consecutive_local_origin_failure.value = settings.ejection_failures
-    outliers.consecutive_5xx.value = settings.ejection_errors
+    outliers.consecutive_5xx.value = _or(wanted.consecutive_errors, settings.ejection_errors)
+
+
+def _or(wanted: int | None, otherwise: int) -> int:
+    return otherwise if wanted is None else wanted
 
 
 def _notice_dead_peers(cluster: cluster_pb2.Cluster, settings: DataPlaneSettings) -> None:
@@ -113,10 +132,10 @@ def _http_options(protocol: Protocol, settings: DataPlaneSettings) -> http_proto
     return options
 
 
-@lru_cache(maxsize=8)
-def cluster_template(protocol: Protocol, settings: DataPlaneSettings) -> bytes:
+@lru_cache(maxsize=1024)
+def cluster_template(protocol: Protocol, settings: DataPlaneSettings, tuning: Tuning = FLEETS_OWN.tuning) -> bytes:
     """A serialised cluster without its name."""
-    return bytes(cluster_message("", protocol, settings).SerializeToString(deterministic=True))
+    return bytes(cluster_message("", protocol, settings, tuning).SerializeToString(deterministic=True))
 
 
 def cluster(name: str, template: bytes, model: str) -> Resource:

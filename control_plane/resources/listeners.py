@@ -21,7 +21,16 @@ from envoy.extensions.retry.host.previous_hosts.v3 import previous_hosts_pb2
 
 from control_plane.resources import local_replies
 from control_plane.resources.clusters import Protocol, seconds
-from control_plane.resources.names import CLUSTER_HEADER, GRPC_LISTENER, GRPC_ROUTER, REST_LISTENER, REST_ROUTER
+from control_plane.resources.names import (
+    CLUSTER_HEADER,
+    COMPARER_HEADER,
+    GRPC_LISTENER,
+    GRPC_ROUTER,
+    MIRRORED_HEADER,
+    REST_LISTENER,
+    REST_ROUTER,
+    SHADOW_HEADER,
+)
 from control_plane.resources.resource import Resource, pack
 from control_plane.resources.settings import DataPlaneSettings
 
@@ -118,6 +127,8 @@ def _grpc_manager(settings: DataPlaneSettings) -> _HCM:
     for path in (PREDICTION, GET_MODEL_STATUS):
         route = _route(path, Protocol.GRPC, settings)
         _retry(route, "connect-failure,refused-stream,reset,unavailable", settings)
+        if path == PREDICTION:
+            routes.append(_mirrored(route))
         routes.append(route)
     # SessionRun may run any op, one that changes state too: it is repeated only where no server has begun it.
     route = _route(SESSION_RUN, Protocol.GRPC, settings)
@@ -136,7 +147,7 @@ def _rest_manager(settings: DataPlaneSettings) -> _HCM:
     # Everything that the REST API offers is a pure read. 503 is TF Serving's UNAVAILABLE.
     _retry(route, "connect-failure,refused-stream,reset,retriable-status-codes", settings)
     route.route.retry_policy.retriable_status_codes.append(503)
-    manager.route_config.virtual_hosts.add(name=REST_LISTENER, domains=["*"]).routes.append(route)
+    manager.route_config.virtual_hosts.add(name=REST_LISTENER, domains=["*"]).routes.extend((_mirrored(route), route))
     manager.local_reply_config.CopyFrom(local_replies.rest(settings))
     return manager
 
@@ -154,6 +165,18 @@ def _route(prefix: str, protocol: Protocol, settings: DataPlaneSettings) -> _Rou
     if protocol is Protocol.GRPC:
         action.max_stream_duration.grpc_timeout_header_max.SetInParent()
     return route
+
+
+def _mirrored(route: _Route) -> _Route:
+    """The same route with its mirror policies, for the requests of which the model router wants copies. Not for all: a
+    policy copies the headers of every request on its route, wherever its cluster_header points."""
+    mirrored = _Route()
+    mirrored.CopyFrom(route)
+    mirrored.match.headers.add(name=MIRRORED_HEADER, present_match=True)
+    # Of a header that is absent, or that names a cluster which this Envoy's bootstrap has not got, nothing comes.
+    for header in (SHADOW_HEADER, COMPARER_HEADER):
+        mirrored.route.request_mirror_policies.add(cluster_header=header)
+    return mirrored
 
 
 def _retry(route: _Route, conditions: str, settings: DataPlaneSettings) -> None:

@@ -58,6 +58,11 @@ def _any(*filters: _Filter) -> _Filter:
     return _Filter(or_filter=accesslog_pb2.OrFilter(filters=filters))
 
 
+def _limit_of_ours() -> _Filter:
+    # What a model's own policy does not allow, the model router has answered in full.
+    return _all(_status(413), _header("x-modelplane-too-large", present=False))
+
+
 def _cases(settings: DataPlaneSettings) -> tuple[tuple[_Filter, int, int, str], ...]:
     """Filter, gRPC status, HTTP status and message of every case; the first that matches holds."""
     unknown = _flags(_NO_CLUSTER)
@@ -74,7 +79,7 @@ def _cases(settings: DataPlaneSettings) -> tuple[tuple[_Filter, int, int, str], 
         (unknown, NOT_FOUND, 404, "Servable not found for request: Latest(%REQ(X-MODELPLANE-CLUSTER)%)"),
         (_flags(_NO_HEALTHY_HOST), UNAVAILABLE, 503, f"No instance is ready for {_MODEL}"),
         (_flags(_OVERFLOW), UNAVAILABLE, 503, f"Too many requests in flight for {_MODEL}"),
-        (_status(413), RESOURCE_EXHAUSTED, 413, f"Request is larger than {settings.max_request_bytes} bytes"),
+        (_limit_of_ours(), RESOURCE_EXHAUSTED, 413, f"Request is larger than {settings.max_request_bytes} bytes"),
         (_status(408), DEADLINE_EXCEEDED, 408, f"Request did not arrive within {settings.request_timeout:g} s"),
         (_any(_flags(*_TIMEOUT_FLAGS), _status(504)), DEADLINE_EXCEEDED, 504, f"Deadline exceeded by {_MODEL}"),
         (_flags(*_CONNECTION_FLAGS), UNAVAILABLE, 503, f"No instance answered for {_MODEL}: %LOCAL_REPLY_BODY%"),

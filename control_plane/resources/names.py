@@ -18,6 +18,11 @@ NOWHERE = "@nowhere"
 CLUSTER_HEADER = "x-modelplane-cluster"
 """Request header that the model router sets and the routes read."""
 
+MIRRORED_HEADER = "x-modelplane-mirrored"
+"""The same, of a request that is copied to one or both of the clusters that the next two name."""
+
+SHADOW_HEADER, COMPARER_HEADER = "x-modelplane-shadow", "x-modelplane-comparer"
+
 
 # Asked for once per cluster of a model, one after the other.
 @lru_cache(maxsize=1024)

@@ -14,6 +14,7 @@ from control_plane.resources.names import grpc_cluster, rest_cluster
 from control_plane.resources.resource import Resource
 from control_plane.resources.router import router_configs
 from control_plane.resources.settings import DataPlaneSettings
+from control_plane.resources.traffic import Routing
 
 
 def has_rest(model: Model) -> bool:
@@ -41,7 +42,7 @@ def _protocol_resources(
     model: Model, protocol: Protocol, name_of: Callable[[str, int | None], str], settings: DataPlaneSettings
 ) -> list[Resource]:
     resources: list[Resource] = []
-    template = cluster_template(protocol, settings)
+    template = cluster_template(protocol, settings, model.handling.tuning)
 
     def add(version: int | None, assignment: bytes) -> None:
         name = name_of(model.name, version)
@@ -54,10 +55,14 @@ def _protocol_resources(
     return resources
 
 
-def fleet_resources(pins: Mapping[str, int], settings: DataPlaneSettings) -> tuple[Resource, ...]:
-    """What all models share: the listeners, and the model routers' configuration with its pins (model -> version).
+def fleet_resources(
+    pins: Mapping[str, int], settings: DataPlaneSettings, routings: Mapping[str, Routing] | None = None
+) -> tuple[Resource, ...]:
+    """What all models share: the listeners, and the model routers' configuration with its pins (model -> version) and
+    with what is special about single models.
 
-    A router's configuration requires the clusters that its pins name. A REST cluster among them exists only where the
-    model has REST (`has_rest`); one that isn't among the fleet's resources can't be waited for.
+    A router's configuration requires the clusters that it names. A REST cluster among them exists only where the model
+    has REST (`has_rest`), and a label may mean a version that no instance has; one that isn't among the fleet's
+    resources can't be waited for.
     """
-    return (*listeners(settings), *router_configs(pins, settings))
+    return (*listeners(settings), *router_configs(pins, settings, routings))

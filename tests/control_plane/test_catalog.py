@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -12,9 +13,12 @@ from control_plane.catalog import Catalog
 from control_plane.model import Health, Model
 from control_plane.suspects import Hold, SuspectPolicy, Verdict
 from registry.follow import Changes, Connection, Snapshot
-from registry.keys import InstanceKey, Keyspace, PlaneKey, ReadyKey, SuspectsKey
+from registry.keys import InstanceKey, Keyspace, PlaneKey, PolicyKey, ReadyKey, SuspectsKey, TrafficKey
 from registry.lost import encode_lost
+from registry.policy.model import API_VERSION, KIND
+from registry.policy.stored import StoredPolicy, encode_stored
 from registry.records import PlaneRecord, ReadyRecord, ReadyState, encode_plane, encode_ready
+from registry.traffic import TrafficRecord, encode_traffic
 
 SPACE = Keyspace()
 READY, LOADING, DRAINING = ReadyState.READY, ReadyState.LOADING, ReadyState.DRAINING
@@ -30,6 +34,15 @@ def ready(
 
 def instance(name: str) -> dict[str, bytes]:
     return {SPACE.make(InstanceKey(name)): b"{}"}
+
+
+def policy(model: str, **spec: object) -> dict[str, bytes]:
+    document = {"apiVersion": API_VERSION, "kind": KIND, "metadata": {"name": model}, "spec": spec}
+    return {SPACE.make(PolicyKey(model)): encode_stored(StoredPolicy(document, 1))}
+
+
+def traffic(model: str, weights: Mapping[int, int], **more: Any) -> dict[str, bytes]:
+    return {SPACE.make(TrafficKey(model)): encode_traffic(TrafficRecord(weights, **more))}
 
 
 class Registry:
@@ -344,7 +357,7 @@ def test_a_wiped_etcd_s_revision_is_taken_though_the_fleet_is_as_it_was() -> Non
 
 STEPS = st.lists(
     st.tuples(
-        st.sampled_from(["put", "delete", "lose", "wipe"]),
+        st.sampled_from(["put", "delete", "lose", "wipe", "apply", "unapply", "share", "unshare"]),
         st.sampled_from("mn"),
         st.integers(1, 3),
         st.sampled_from("abc"),
@@ -364,7 +377,18 @@ def test_a_catalog_that_followed_equals_one_that_listed(
     truth: dict[str, bytes] = {}
     for action, model, version, name, state, several in steps:
         entry = ready(model, version, name, state, several=several)
-        if action == "put":
+        wanted = (
+            policy(model, retries={"attempts": version})
+            if action.endswith("apply")
+            else traffic(model, {version: 9, 2: 1})
+        )
+        if action in ("apply", "share"):
+            truth |= wanted
+            registry.put(wanted)
+        elif action in ("unapply", "unshare"):
+            registry.delete(wanted)
+            truth = {key: value for key, value in truth.items() if key not in wanted}
+        elif action == "put":
             truth |= instance(name) | entry
             registry.put(instance(name), entry)
         elif action == "delete":

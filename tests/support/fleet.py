@@ -16,6 +16,7 @@ from control_plane.envoy_files import render_bootstrap
 from control_plane.model import Endpoint, Model
 from control_plane.resources.settings import DataPlaneSettings
 from control_plane.resources.translate import fleet_resources, model_resources
+from control_plane.routes import Routes
 from tests.support.envoy import Envoy
 from tests.support.file_xds import FileXds
 from tests.support.processes import free_port
@@ -46,21 +47,28 @@ class Fleet:
         self.settings = DataPlaneSettings(listen_address="127.0.0.1", reuse_port=False, **ports, **settings)
         self.xds = FileXds(folder / "xds")
         self._folder = folder
+        self.plane = ""
+        """HOST:PORT where the control plane should be; nothing by default, for all comes from files."""
         self.envoy: Envoy
 
     async def start(self, models: Iterable[Model], pins: Mapping[str, int] | None = None) -> None:
         self.publish(models, pins)
         admin_port = free_port()
         # The real bootstrap, with nothing where its control plane should be.
-        bootstrap = render_bootstrap([f"127.0.0.1:{free_port()}"], admin=f"127.0.0.1:{admin_port}")
+        bootstrap = render_bootstrap([self.plane or f"127.0.0.1:{free_port()}"], admin=f"127.0.0.1:{admin_port}")
         self.envoy = Envoy(self._folder, bootstrap, admin_port, override=self.xds.override)
         await self.envoy.ready()
         options = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
         self.channel = grpc.aio.insecure_channel(f"127.0.0.1:{self.settings.grpc_port}", options=options)
 
     def publish(self, models: Iterable[Model], pins: Mapping[str, int] | None = None) -> None:
-        resources = [resource for model in models for resource in model_resources(model, self.settings)]
-        self.xds.publish((*resources, *fleet_resources(pins or {}, self.settings)))
+        """`pins`: besides those of the models with traffic."""
+        by_name = {model.name: model for model in models}
+        routes = Routes()
+        routes.update(by_name, by_name)
+        resources = [resource for model in by_name.values() for resource in model_resources(model, self.settings)]
+        common = fleet_resources(routes.pins | dict(pins or {}), self.settings, routes.routings)
+        self.xds.publish((*resources, *common))
 
     async def call(self, body: bytes, method: str = PREDICT, timeout: float | None = 20, **metadata: str) -> Answer:
         """One unary call with raw bytes; keyword `x_model_name` is the header x-model-name."""
