@@ -1,0 +1,122 @@
+"""Operators' words reach the data path: etcd, a real control plane and Envoy, instances that are echo upstreams."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from registry.keys import PolicyKey, TrafficKey
+from registry.policy.model import API_VERSION, KIND
+from registry.policy.stored import StoredPolicy, encode_stored
+from registry.traffic import TrafficRecord, encode_traffic
+from tests.support.fleet import PREDICT
+from tests.support.registered import SPACE, Registered, registered_in
+from tests.support.requests import field, request
+from tests.support.stack import Stack
+from tests.support.waiting import eventually
+
+pytestmark = pytest.mark.scenario
+
+
+class Clients:
+    """Clients that ask one after the other, naming no version: which versions answered, and what failed."""
+
+    def __init__(self, target: str) -> None:
+        self._target = target
+        self.versions: Counter[int] = Counter()
+        self.failures: list[str] = []
+
+    @asynccontextmanager
+    async def running(self, number: int = 6) -> AsyncIterator[None]:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(self._ask()) for _ in range(number)]
+            try:
+                yield
+            finally:
+                for task in tasks:
+                    task.cancel()
+
+    async def _ask(self) -> None:
+        sent = request("m")
+        pins = {sent + field(1, field(2, b"\x08" + bytes([version]))): version for version in range(3, 6)}
+        async with grpc.aio.insecure_channel(self._target, [("grpc.use_local_subchannel_pool", 1)]) as channel:
+            call = channel.unary_unary(PREDICT)
+            while True:
+                try:
+                    self.versions[pins[await call(sent, timeout=20)]] += 1
+                except grpc.aio.AioRpcError as error:
+                    self.failures.append(f"{error.code().name} {error.details()}")
+                await asyncio.sleep(0.002)
+
+    async def answered_by(self, *versions: int) -> None:
+        """Wait until 100 requests in a row were answered by these and no others: Envoy's workers take a change over a
+        moment after it is acknowledged."""
+
+        async def only_these() -> bool:
+            self.versions.clear()
+            await eventually(lambda: self.versions.total() >= 100, "100 answers", 30)
+            return set(self.versions) == set(versions)
+
+        await eventually(only_these, f"answers of {versions}", 30)
+
+
+async def share(fleet: Registered, weights: dict[int, int], **more: Any) -> None:
+    key = SPACE.make(TrafficKey("m"))
+    await fleet.converged(await fleet.etcd.put(key, encode_traffic(TrafficRecord(weights, **more))))
+
+
+async def apply(fleet: Registered, **spec: Any) -> None:
+    document = {"apiVersion": API_VERSION, "kind": KIND, "metadata": {"name": "m"}, "spec": spec}
+    key = SPACE.make(PolicyKey("m"))
+    await fleet.converged(await fleet.etcd.put(key, encode_stored(StoredPolicy(document, 1))))
+
+
+def clusters(stack: Stack) -> dict[str, dict[str, Any]]:
+    """What Envoy holds, by name."""
+    dump = json.loads(stack.envoy.admin("/config_dump?resource=dynamic_active_clusters"))
+    return {one["cluster"]["name"]: one for one in dump["configs"]}
+
+
+async def test_traffic_and_clusters_change_under_load(stack: Stack, tmp_path: Path) -> None:
+    """Waits until Envoy has acknowledged each change; no request fails, and none is answered from elsewhere."""
+    async with registered_in(stack, "a", "b") as fleet:
+        for name in "ab":
+            for version in (3, 4, 5):
+                await fleet.register(name, version)
+            revision = await fleet.register(name, 1, model="n")
+        await fleet.converged(revision)
+        clients = Clients(stack.grpc)
+        async with clients.running():
+            await clients.answered_by(5)  # the newest, without a record of traffic
+            for weights in ({3: 1}, {3: 90, 4: 10}, {3: 20, 4: 80}, {4: 1}, {3: 1}):
+                await share(fleet, weights)
+                await clients.answered_by(*weights)
+
+            before = clusters(stack)
+            clients.versions.clear()
+            for number in range(5):
+                await apply(
+                    fleet,
+                    balancing=("random", "roundRobin")[number % 2],
+                    circuitBreaking={"maxRequests": 100 + number},
+                    outlierDetection={"consecutiveErrors": 7, "ejectionTime": "3s", "maxEjectionPercent": 20},
+                )
+            assert clients.versions.total() > 20
+            assert set(clients.versions) == {3}
+            after = clusters(stack)
+            assert {name for name, one in after.items() if one != before[name]} == {"m", "m@3", "m@4", "m@5"}
+            assert after["m@3"]["cluster"]["lb_policy"] == "RANDOM"
+            await apply(fleet, timeout="1s")
+            assert {name: one["cluster"] for name, one in clusters(stack).items()} == {
+                name: one["cluster"] for name, one in before.items()
+            }
+            await clients.answered_by(3)
+        assert clients.failures == []
