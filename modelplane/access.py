@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import cast
+from typing import Protocol, cast
 
 from modelplane.errors import UserError
 from modelplane.fleet import Fleet, Picture
@@ -16,6 +16,9 @@ from modelplane.local.folder import running_stack
 from registry.etcd import EtcdClient, EtcdConfig
 from registry.follow import Snapshot, Update, follow
 from registry.keys import DEFAULT_PREFIX, Keyspace
+
+_TOGETHER = 0.1
+"""Seconds within which changes are shown as one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +54,16 @@ def silent(config: FleetConfig, otherwise: str) -> UserError:
     return UserError(f"etcd at {', '.join(config.etcd.addresses)} doesn't answer{otherwise}")
 
 
-async def read_fleet(config: FleetConfig) -> Picture:
-    """The fleet as it is now. Raises UserError where etcd doesn't answer."""
+class Reader(Protocol):
+    """Takes the registry's updates in."""
+
+    def apply(self, update: Update) -> None:
+        """Take one in."""
+        ...
+
+
+async def read_fleet(config: FleetConfig, *readers: Reader) -> Picture:
+    """The fleet as it is now; `readers` are given the same registry. Raises UserError where etcd doesn't answer."""
     config, otherwise = located(config)
     keyspace = Keyspace(config.prefix)
     fleet = Fleet(keyspace)
@@ -64,8 +75,45 @@ async def read_fleet(config: FleetConfig) -> Picture:
         ):
             async for update in updates:
                 fleet.apply(update, time.monotonic())
+                for reader in readers:
+                    reader.apply(update)
                 if isinstance(update, Snapshot):
                     break
     except TimeoutError:
         raise silent(config, otherwise) from None
     return fleet.picture(time.monotonic())
+
+
+async def watch_fleet(config: FleetConfig, *readers: Reader) -> AsyncGenerator[Picture, None]:
+    """The fleet as it is now, and again after each change, for ever; changes that come close together are one. Raises
+    UserError where etcd doesn't answer at first."""
+    await read_fleet(config)
+    config, _ = located(config)
+    keyspace = Keyspace(config.prefix)
+    fleet = Fleet(keyspace)
+    changed = asyncio.Event()
+
+    async def take(client: EtcdClient) -> None:
+        listed = False
+        async for update in follow(client, keyspace.prefix):
+            fleet.apply(update, time.monotonic())
+            for reader in readers:
+                reader.apply(update)
+            listed = listed or isinstance(update, Snapshot)
+            if listed:
+                changed.set()
+
+    async with EtcdClient(config.etcd) as client:
+        taking = asyncio.create_task(take(client))
+        taking.add_done_callback(lambda _: changed.set())
+        try:
+            while True:
+                await changed.wait()
+                await asyncio.sleep(_TOGETHER)
+                changed.clear()
+                if taking.done():
+                    taking.result()
+                yield fleet.picture(time.monotonic())
+        finally:
+            taking.cancel()
+            await asyncio.wait({taking})

@@ -40,13 +40,19 @@ class Settings:
     """The configurations that a command was started with, by their types."""
 
     def __init__(
-        self, values: Mapping[type, Any], file: str = "", arguments: Mapping[str, str] = MappingProxyType({})
+        self,
+        values: Mapping[type, Any],
+        file: str = "",
+        arguments: Mapping[str, str] = MappingProxyType({}),
+        rest: tuple[str, ...] = (),
     ) -> None:
         self._values = values
         self.file = file
         """The path of the file of --config; empty if there is none."""
         self.arguments = arguments
         """The arguments that were given, by their names."""
+        self.rest = rest
+        """What followed them."""
 
     def __getitem__(self, config: type[Config]) -> Config:
         return cast("Config", self._values[config])
@@ -54,7 +60,8 @@ class Settings:
 
 class CommandLine:
     """The flags of one command: `configs` are the dataclasses that it is configured by. `arguments`: what may stand
-    beside the flags, anywhere among them, in this order, with its help; each may be left out."""
+    beside the flags, anywhere among them, in this order, with its help; each may be left out. `rest`: the name and the
+    help of what may follow them any number of times; an empty name: nothing may."""
 
     def __init__(
         self,
@@ -65,6 +72,7 @@ class CommandLine:
         examples: Sequence[str] = (),
         usage: str = "[options]",
         arguments: Mapping[str, str] = MappingProxyType({}),
+        rest: tuple[str, str] = ("", ""),
     ) -> None:
         self.command = command
         self.configs = tuple(configs)
@@ -83,10 +91,12 @@ class CommandLine:
             allow_abbrev=False,
             argument_default=argparse.SUPPRESS,
         )
-        self._arguments = tuple(arguments)
+        self.arguments = tuple(arguments)
         for name, text in arguments.items():
             # A name that no flag can have.
             self.parser.add_argument(f"<{name}>", metavar=name, nargs="?", help=text)
+        if rest[0]:
+            self.parser.add_argument("<rest>", metavar=rest[0], nargs="*", help=rest[1])
         groups: dict[str, argparse._ArgumentGroup] = {}
         for option in self.options:
             if option.group and option.group not in groups:
@@ -102,13 +112,13 @@ class CommandLine:
     def parse(self, argv: Sequence[str], environment: Mapping[str, str] = os.environ) -> Settings:
         """Read flags, environment and file. Raises OptionError; exits with 0 for --help."""
         flags = vars(self.parser.parse_intermixed_args(list(argv)))
-        given = {name: flags.pop(f"<{name}>", None) for name in self._arguments}
+        given = {name: flags.pop(f"<{name}>", None) for name in self.arguments}
+        more = tuple(flags.pop("<rest>", None) or ())
         file = flags.pop("config", None) or environment.get("MODELPLANE_CONFIG", "")
         document = self._document(Path(file)) if file else {}
         sources = Sources(flags, environment, document, file)
-        return Settings(
-            {config: build(config, sources) for config in self.configs}, file, {k: v for k, v in given.items() if v}
-        )
+        values: dict[type, Any] = {config: build(config, sources) for config in self.configs}
+        return Settings(values, file, {name: value for name, value in given.items() if value}, more)
 
     def _document(self, file: Path) -> Mapping[str, Any]:
         try:
@@ -146,12 +156,12 @@ def _epilog(examples: Sequence[str]) -> str:
 
 def _add(group: argparse._ActionsContainer, option: Option) -> None:
     text = f"{option.help}\n({_default_text(option)}env {option.env})".replace("%", "%%")
+    flags = (option.short, option.flag) if option.short else (option.flag,)
     if option.kind is bool:
-        group.add_argument(option.flag, dest=option.dest, action=argparse.BooleanOptionalAction, help=text)
+        group.add_argument(*flags, dest=option.dest, action=argparse.BooleanOptionalAction, help=text)
         return
     metavar = option.metavar or ("|".join(option.choices) if option.choices else option.key.split("-")[-1].upper())
     action = "append" if option.many else "store"
-    flags = (option.short, option.flag) if option.short else (option.flag,)
     group.add_argument(*flags, dest=option.dest, metavar=metavar, action=action, help=text)
 
 

@@ -5,14 +5,20 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterator
 
-FAILURE, USAGE, INTERRUPTED = 1, 2, 130
-"""Exit codes; 0 is success."""
+FAILURE, USAGE, CONFLICT, DIFFERENT, INTERRUPTED = 1, 2, 3, 5, 130
+"""Exit codes; 0 is success. 4 is a monitor's (superseded)."""
 
 
 class UserError(Exception):
     """Something that the person at the keyboard can mend."""
 
     exit_code = FAILURE
+
+
+class ConflictError(UserError):
+    """Somebody else changed it in between; what was asked for was not done."""
+
+    exit_code = CONFLICT
 
 
 class OptionError(UserError):

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import getpass
 import signal
-import socket
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,6 +16,7 @@ from modelplane.draining import Follower, Goal, check_known, refuse_last, spares
 from modelplane.errors import FAILURE, INTERRUPTED, OptionError
 from modelplane.logs import LogOptions, configure
 from modelplane.waiting import Display
+from modelplane.who import operator
 from modelplane.wishes import Registry, Wishes, wishes
 from registry.drains import DrainRecord, added
 
@@ -94,7 +93,7 @@ def run(argv: Sequence[str]) -> int:
     if targets and config.stop:
         raise OptionError("--stop with --model: the server can't be stopped while it goes on with other models")
     now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    wish = DrainRecord(targets, _user(), now, config.message, config.stop)
+    wish = DrainRecord(targets, operator(), now, config.message, config.stop)
     configure(settings[LogOptions].logging)
     return asyncio.run(_drain(settings[FleetConfig], instance, wish, wait, force=config.force))
 
@@ -163,12 +162,3 @@ async def until_done(registry: Wishes, follower: Follower, display: Display, dea
             task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.wait({work, stop})
-
-
-def _user() -> str:
-    try:
-        name = getpass.getuser()
-    except (KeyError, OSError):
-        # A container's user that has no name.
-        name = "somebody"
-    return f"{name}@{socket.gethostname()}"
