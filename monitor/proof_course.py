@@ -38,6 +38,10 @@ LEAST_PATIENCE, USUAL_TIMES = 5.0, 20.0
 """A re-proof is waited for USUAL_TIMES as long as it took of late, and not for less than LEAST_PATIENCE seconds."""
 MOST_OPEN = 4
 """Routine re-proofs under way at once."""
+MOST_DOUBTED, SLOT = 32, 2.0
+"""Probes under way at once of what answered before a connection was lost. Each counts for SLOT seconds at most, or what
+hangs would hold up the rest. A thousand at once would keep a busy machine from answering in time, and so from keeping
+its connection; and a version that has just been loaded would wait behind them."""
 AGAIN = 1.0
 """Seconds after which one that could not be asked in doubt is asked again."""
 HUNG = 3
@@ -180,6 +184,8 @@ class Reproofs:
     and no others than these are asked."""
     _silent: set[Key] = field(default_factory=set)
     _open: set[Key] = field(default_factory=set)
+    _doubted: dict[Key, float] = field(default_factory=dict)
+    """When the probes began of what was in doubt."""
     _next: float = -_NEVER
     _routine_last: bool = False
     _rest_until: float = -_NEVER
@@ -189,16 +195,20 @@ class Reproofs:
         the first; then it is in turn that of the routine and of the failing ones that waits longest, so that neither
         many models nor many broken ones keep the others from being asked."""
         begun = []
+        doubted: list[tuple[float, int, Key, Course]] = []
         waiting: list[tuple[int, float, int, Key, Course]] = []
         for key, course in courses:
             if course.at is None or course.asking or course.at > now:
                 continue
-            if course.urgent:
+            if course.urgent and course.standing is Standing.UNPROVED:
                 course.ask()
                 begun.append(key)
+            elif course.urgent:
+                doubted.append((course.at, len(doubted), key, course))
             elif self._time(key, course) <= now:
                 turn = 0 if course.confirming else 1 + (course.routine is self._routine_last)
                 waiting.append((turn, course.at, len(waiting), key, course))
+        begun += self._begin_doubted(doubted, now)
         if waiting:
             *_, key, course = min(waiting, key=lambda entry: entry[:3])
             self._next = now + 1 / self.policy.rate
@@ -207,6 +217,15 @@ class Reproofs:
             if course.routine:
                 self._open.add(key)
             course.ask()
+            begun.append(key)
+        return begun
+
+    def _begin_doubted(self, doubted: list[tuple[float, int, Key, Course]], now: float) -> list[Key]:
+        self._doubted = {key: at for key, at in self._doubted.items() if now < at + SLOT}
+        begun = []
+        for *_, key, course in sorted(doubted, key=lambda entry: entry[:2])[: MOST_DOUBTED - len(self._doubted)]:
+            course.ask()
+            self._doubted[key] = now
             begun.append(key)
         return begun
 
@@ -219,6 +238,7 @@ class Reproofs:
     def ended(self, key: Key, course: Course, outcome: Outcome, now: float) -> None:
         """A probe of this version ended. The only way for it to change its standing, and the whole server's."""
         before = course.standing
+        self._doubted.pop(key, None)
         course.ended(outcome, now, self.policy)
         self._open.discard(key)
         if outcome.proof in (Proof.PROVED, Proof.TRUSTED):
@@ -237,6 +257,7 @@ class Reproofs:
     def forget(self, key: Key) -> None:
         """This load is over."""
         self._open.discard(key)
+        self._doubted.pop(key, None)
         self._silent.discard(key)
         if key in self.hung:
             self.hung -= {key}
@@ -245,7 +266,8 @@ class Reproofs:
         if course.at is None:
             return _NEVER
         if course.urgent:
-            return course.at
+            crowded = course.standing is not Standing.UNPROVED and len(self._doubted) >= MOST_DOUBTED
+            return max(course.at, min(self._doubted.values()) + SLOT) if crowded else course.at
         if (self.hung and key not in self.hung) or (course.routine and len(self._open) >= MOST_OPEN):
             return _NEVER
         return max(course.at, self._next, self._rest_until if course.routine else -_NEVER)

@@ -18,9 +18,10 @@ from monitor.instance_record import PacedRecord
 from monitor.model_config import ModelConfigFile
 from monitor.pace import Pace
 from monitor.poller import StatusPoller
+from monitor.proof_course import SLOT
 from monitor.prove import Prober
 from monitor.second_look import look_again
-from monitor.servables import Probe, WatchedModel
+from monitor.servables import Outcome, Probe, WatchedModel
 from monitor.server_flags import ServerFlags
 from monitor.standstill import TICK, Standstill
 from monitor.threads import in_daemon_thread
@@ -36,9 +37,8 @@ FOLDERS_INTERVAL, FOLDERS_PER_MODEL = 0.5, 0.001
 """Seconds, at least, and for each model. A server looks at its folders once a second by default; this is to be there
 before it has."""
 MOST_PROBES = 32
-_SLOT = 2.0
-"""Seconds: a thousand models that become AVAILABLE together shall not flood the server, and those that hang in their
-Predict shall not hold up the rest, so one that takes longer than this no longer counts among the MOST_PROBES."""
+"""A thousand models that become AVAILABLE together shall not flood the server, and those that hang in their Predict
+shall not hold up the rest, so one that takes longer than SLOT no longer counts."""
 GATHERING, LONGEST_GATHERING = 0.0001, 0.05
 """Seconds per model, and at most, between two hand-overs: each costs some microseconds per model, and a thousand models
 that become READY in two seconds shall be forty transactions, not a thousand."""
@@ -245,13 +245,16 @@ class Watch:
                 continue
 
     async def _probe(self, probe: Probe) -> None:
-        proving = asyncio.create_task(self._prober.prove(probe), name=f"proof of {probe.model.name} {probe.version}")
+        name = f"proof of {probe.model.name} {probe.version}"
+        proving: asyncio.Task[Outcome] | None = None
         try:
             async with self._probe_slots:
-                await asyncio.wait({proving}, timeout=_SLOT)
+                proving = asyncio.create_task(self._prober.prove(probe), name=name)
+                await asyncio.wait({proving}, timeout=SLOT)
             outcome = await proving
         finally:
-            proving.cancel()
+            if proving is not None:
+                proving.cancel()
         self._core.probed(probe, outcome, asyncio.get_running_loop().time())
         self._probe_soon.set()
         if outcome.proof is Proof.FAILED:

@@ -16,7 +16,9 @@ from monitor.proof_course import (
     LEAST_PATIENCE,
     LONGEST_PAUSE,
     LONGEST_RISE_PAUSE,
+    MOST_DOUBTED,
     RISE,
+    SLOT,
     Course,
     Key,
     ReproofPolicy,
@@ -268,3 +270,29 @@ class AnyCourse(RuleBasedStateMachine):
 
 TestAnyCourse = AnyCourse.TestCase
 TestAnyCourse.settings = settings(max_examples=examples(60), stateful_step_count=50, deadline=None)
+
+
+def test_after_a_lost_connection_a_thousand_are_asked_a_few_at_a_time_and_a_new_one_at_once() -> None:
+    world = World(1000)
+    for course in world.courses.values():
+        course.connection_lost(world.now)
+    first = world.begin()
+    assert len(first) == MOST_DOUBTED
+    assert not world.begin()
+    new = ("new", 1, 1000)
+    world.courses[new] = Course()
+    world.courses[new].loaded(world.now)
+    assert world.begin() == [new]
+    world.end(first[0], GOOD)
+    assert len(world.begin()) == 1
+
+
+def test_what_hangs_after_a_lost_connection_holds_up_the_rest_for_two_seconds_only() -> None:
+    world = World(2 * MOST_DOUBTED)
+    for course in world.courses.values():
+        course.connection_lost(world.now)
+    first = world.begin()
+    assert world.reproofs.next_time(world.courses.items()) == world.now + SLOT
+    world.now += SLOT
+    assert not set(first) & set(second := world.begin())
+    assert len(second) == MOST_DOUBTED
