@@ -22,7 +22,7 @@ from control_plane.xds.load_reports import LoadReportServer
 from control_plane.xds.server import XdsServer
 from control_plane.xds.table import ResourceTable
 
-_RECORD_PAUSE, _DRAIN_PAUSE = 0.02, 0.005
+_RECORD_PAUSE, _DRAIN_PAUSE = 0.02, 0.002
 _LONGEST_PAUSE = 1.0
 _LONG = 1.0
 """Seconds after which those are named for whom a drain waits."""

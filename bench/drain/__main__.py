@@ -30,6 +30,7 @@ from control_plane.envoy_files import render_bootstrap
 from tests.support.envoy import Envoy
 from tests.support.etcd import Etcd
 from tests.support.processes import ChildProcess, binary, free_port
+from tests.support.waiting import eventually
 
 _MODELPLANE = (sys.executable, "-m", "modelplane")
 
@@ -99,6 +100,8 @@ class Fleet:
             )
             plane = ChildProcess([*_MODELPLANE, *flags], self.folder / "control-plane.log")
             stack.push_async_callback(asyncio.to_thread, plane.stop)
+            # An Envoy that finds nobody to report its load to tries again only after five seconds.
+            await eventually(lambda: "xDS on" in plane.output, "the control plane to listen", 60)
             self._envoys = []
             for number in range(self.envoys):
                 admin = free_port()

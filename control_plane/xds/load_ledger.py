@@ -2,12 +2,22 @@
 
 A place is an endpoint in a cluster: of one instance one version may drain while it goes on with others.
 
-Invariant: a number is given only when every Envoy that counts has reported REPORTS times since it was told to (`drain`,
-which comes after all of them have ACKed the drain), or since it connected. Not once, because the report at hand may
-have been made before, and because Envoy's workers apply an EDS update a moment after its main thread has ACKed it: no
-acknowledgement tells when, so the reports after the first are that moment. (With two reports 20 ms apart, one request
-was seen to come too late, on a machine with ten times as much to do as it has cores.) What a report leaves out is idle:
-Envoy names only what is in use.
+Invariant: a number is given only when every Envoy that counts has been seen to run on time for MARGIN since it was told
+to (`drain`, which comes after all of them have ACKed the drain), or since it connected. What a report leaves out is
+idle: Envoy names only what is in use.
+
+What is proven, and what is a margin. Envoy's main thread hands an EDS update to every worker's queue before it ACKs it
+(cluster_manager_impl.cc, postThreadLocalClusterUpdate), and the same thread makes the load reports, from counters that
+the workers write to (load_stats_reporter_impl.cc). A worker takes its queue in its next turn: no acknowledgement and no
+report tells when that was. So what is waited for is evidence, not proof:
+- A report counts when it says that nothing was issued to the place since the report before; a worker that has yet to
+  take the update over and is busy shows itself by that.
+- It counts when it came on time: each has the time since the one before it, by Envoy's own clock. A main thread that
+  comes late is short of CPU, and so may be the workers. Then the count begins again, and lasts as long as the longest
+  delay; after ENOUGH seconds, by Envoy's clock too, a machine that is always late has to do.
+- The first report after the ACK doesn't count: it may have been made before.
+What is left is a worker that stands still for longer than MARGIN while the main thread is on time, and then sends the
+one request that it had already taken in.
 """
 
 from __future__ import annotations
@@ -20,20 +30,37 @@ from typing import Any
 
 from control_plane.drains import Drain, Place, Places
 
-REPORTS = 3
+MARGIN = 0.025
+"""Seconds: three reports of 10 ms, of which each may come a little early."""
+ENOUGH = 1.0
+_LATE = 2.0
+"""A report is late after this many times what was asked for."""
 
 
 def requests_in_progress(report: Any) -> Counter[Place]:
     """Place -> requests in progress, of a LoadStatsRequest with endpoint granularity; nothing of what is idle."""
+    return _counts(report, "total_requests_in_progress")
+
+
+def requests_issued(report: Any) -> Counter[Place]:
+    """Place -> requests that were begun since the report before."""
+    return _counts(report, "total_issued_requests")
+
+
+def _counts(report: Any, field_name: str) -> Counter[Place]:
     counts: Counter[Place] = Counter()
     for cluster in report.cluster_stats:
         for locality in cluster.upstream_locality_stats:
             for endpoint in locality.upstream_endpoint_stats:
-                if endpoint.total_requests_in_progress:
+                if count := getattr(endpoint, field_name):
                     where = endpoint.address.socket_address
-                    place = cluster.cluster_name, where.address, where.port_value
-                    counts[place] += endpoint.total_requests_in_progress
+                    counts[cluster.cluster_name, where.address, where.port_value] += count
     return counts
+
+
+def time_since_last(report: Any) -> float | None:
+    """Seconds since the report before, or since Envoy was asked for the newest cluster; None: it has none of them."""
+    return min((one.load_report_interval.ToNanoseconds() / 1e9 for one in report.cluster_stats), default=None)
 
 
 def anything_new(known: Places, drains: Places, drain: Drain) -> bool:
@@ -42,11 +69,34 @@ def anything_new(known: Places, drains: Places, drain: Drain) -> bool:
 
 
 @dataclass(slots=True)
+class _Course:
+    """What one Envoy's reports have told since it was told of one drain. Seconds: `on_time`, in a row; `longest`, the
+    longest delay; `passed`, in all."""
+
+    begun: bool = False
+    on_time: float = 0.0
+    longest: float = 0.0
+    passed: float = 0.0
+    settled: bool = False
+
+    def reported(self, took: float, late: bool, issued: bool) -> None:
+        if not self.begun:
+            took = 0.0
+        elif late:
+            self.longest = max(self.longest, took)
+        self.begun = True
+        self.passed += took
+        self.on_time = 0.0 if late or issued else self.on_time + took
+        if self.on_time >= max(MARGIN, self.longest) or self.passed >= ENOUGH:
+            # It stays so: what is issued there later is counted.
+            self.settled = True
+
+
+@dataclass(slots=True)
 class _Reporter:
     node: str
-    reports: int = 0
-    in_progress: Mapping[Place, int] = field(default_factory=dict)
-    since: dict[Drain, int] = field(default_factory=dict)
+    in_flight: Mapping[Place, int] = field(default_factory=dict)
+    since: dict[Drain, _Course] = field(default_factory=dict)
 
 
 class LoadLedger:
@@ -59,7 +109,7 @@ class LoadLedger:
 
     def connected(self, reporter: int, node: str) -> None:
         """A stream has begun; `node` is the Envoy's node id."""
-        self._reporters[reporter] = _Reporter(node, since=dict.fromkeys(self._drains, 0))
+        self._reporters[reporter] = _Reporter(node, since={drain: _Course() for drain in self._drains})
 
     def disconnected(self, reporter: int) -> None:
         """A stream has ended."""
@@ -83,19 +133,29 @@ class LoadLedger:
             return False
         again = {drain for drain in drains if not anything_new(self._drains, drains, drain)}
         for reporter in self._reporters.values():
-            reporter.since = {drain: reporter.since[drain] if drain in again else reporter.reports for drain in drains}
+            reporter.since = {drain: reporter.since[drain] if drain in again else _Course() for drain in drains}
         self._drains, self._places = dict(drains), frozenset(chain.from_iterable(drains.values()))
         return True
 
-    def reported(self, reporter: int, report: Any) -> None:
-        """A report came in; it replaces what this Envoy said before."""
+    def reported(self, reporter: int, report: Any, asked: float) -> None:
+        """A report came in; it replaces what this Envoy said before. It was asked for one every `asked` seconds."""
         entry = self._reporters[reporter]
-        entry.reports += 1
-        counts = requests_in_progress(report)
-        entry.in_progress = {place: count for place, count in counts.items() if place in self._places}
+        running, issued = requests_in_progress(report), requests_issued(report)
+        # What was begun and has ended since the report before tells that another one may be on its way.
+        entry.in_flight = {
+            place: max(running[place], issued[place])
+            for place in running.keys() | issued.keys()
+            if place in self._places
+        }
+        took = time_since_last(report) or asked
+        late = took > _LATE * asked
+        for drain, course in entry.since.items():
+            if not course.settled:
+                course.reported(took, late, any(issued[place] for place in self._drains[drain]))
 
     def in_flight(self, drain: Drain, nodes: Collection[str] = ()) -> int | None:
-        """Requests in flight at a drain's places over all Envoys; None while it can't be known.
+        """Requests in flight at a drain's places over all Envoys, or begun since the report before; None while it
+        can't be known.
 
         `nodes` names the Envoys that must have reported, one entry for each, so that one without load reports, or
         between two streams, is not taken for idle.
@@ -106,15 +166,16 @@ class LoadLedger:
         return sum(
             count
             for reporter in self._reporters.values()
-            for place, count in reporter.in_progress.items()
+            for place, count in reporter.in_flight.items()
             if place in places
         )
 
     def silent(self, drain: Drain, nodes: Collection[str] = ()) -> list[str]:
-        """The Envoys that a drain waits for because they have not reported often enough, one entry for each."""
+        """The Envoys that a drain waits for, since they have not been seen to run on time for long enough, one entry
+        for each."""
         absent = Counter(nodes) - Counter(reporter.node for reporter in self._reporters.values())
         return [*absent.elements()] + [
             reporter.node
             for reporter in self._reporters.values()
-            if reporter.reports < reporter.since.get(drain, reporter.reports) + REPORTS
+            if drain in reporter.since and not reporter.since[drain].settled
         ]

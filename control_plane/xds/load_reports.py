@@ -3,10 +3,10 @@
 Invariants: while nothing drains a client is asked for nothing; while something does, it reports every
 `drain_interval_seconds` (longer where that would be too much, see `interval`) about the clusters that have a draining
 endpoint, and about no others. What it is asked for changes only after it has reported: Envoy begins its interval anew
-with every answer (load_stats_reporter.cc, startLoadReportPeriod), so that one drain after another, each sooner than the
-interval, would keep it from reporting at all. An Envoy reports to the
-replica that configures it: to Envoy these are two streams with a turn each among the control planes, so one that came
-to the wrong replica is sent on (Envoy 1.40 tries the next one after 5 s), or none could say that nothing is in flight.
+with every answer (load_stats_reporter_impl.cc, startLoadReportPeriod), so that one drain after another, each sooner
+than the interval, would keep it from reporting at all. An Envoy reports to the replica that configures it: to Envoy
+these are two streams with a turn each among the control planes, so one that came to the wrong replica is sent on (Envoy
+1.40 tries the next one after 5 s), or none could say that nothing is in flight.
 gRPC clients without a proxy count apart (client_ledger.py): theirs are on one connection.
 """
 
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 SERVICE = "envoy.service.load_stats.v3.LoadReportingService"
 
-SHORTEST_INTERVAL = 0.02
+SHORTEST_INTERVAL = 0.01
 _LONGEST_INTERVAL = 1.0
 _PER_STREAM, _PER_CLUSTER = 0.0005, 0.000025
 _PATIENCE = 1.0
@@ -40,7 +40,7 @@ _PATIENCE = 1.0
 
 
 def interval(streams: int, clusters: int, shortest: float = SHORTEST_INTERVAL) -> float:
-    """Seconds between an Envoy's reports. A drain waits for two of them, so they are to be short; but not so that a
+    """Seconds between an Envoy's reports. A drain waits for some of them, so they are to be short; but not so that a
     thousand Envoys would take all of this process's time (some 0.1 ms a report), or a thousand clusters all of Envoy's
     main thread (some microseconds for each)."""
     return min(_LONGEST_INTERVAL, max(shortest, _PER_STREAM * streams, _PER_CLUSTER * clusters))
@@ -48,10 +48,17 @@ def interval(streams: int, clusters: int, shortest: float = SHORTEST_INTERVAL) -
 
 @dataclass(slots=True)
 class _Stream:
-    """`reported`: since it was last asked for something."""
+    """`reported`: since it was last asked for something; `interval`: the seconds that it was asked for then; `before`:
+    those that it was asked for before that."""
 
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     reported: bool = True
+    interval: float = 0.0
+    before: float = 0.0
+
+    def due(self) -> float:
+        """The seconds after which the report that comes next is due; it may have been made before it was asked."""
+        return self.interval if self.reported else max(self.interval, self.before)
 
 
 class LoadReportServer:
@@ -197,6 +204,8 @@ class LoadReportServer:
                     # lrs.proto: the client reports in the way that the last response asks for, from there on.
                     await context.write(response)
                     asked, asked_at, stream.reported = response, _now(), False
+                    stream.before = stream.interval
+                    stream.interval = response.load_reporting_interval.ToNanoseconds() / 1e9
                     continue
                 timeout = wait
             try:
@@ -225,10 +234,12 @@ class LoadReportServer:
             self._client_ledger.connected(number, peer, self._clock())
         else:
             self._ledger.connected(number, first.node.id)
-        ledger = self._client_ledger if without_proxy else self._ledger
         stream = self._streams[number]
         async for request in requests:
-            ledger.reported(number, request)
+            if without_proxy:
+                self._client_ledger.reported(number, request)
+            else:
+                self._ledger.reported(number, request, stream.due())
             if not stream.reported:
                 stream.reported = True
                 stream.wake.set()

@@ -130,7 +130,7 @@ def test_each_servable_of_an_instance_that_goes_on_is_a_drain() -> None:
 
 
 def test_reports_are_frequent_but_not_for_a_crowd() -> None:
-    assert interval(2, 8) == 0.02
+    assert interval(2, 8) == 0.01
     assert interval(100, 8) == 0.05
     assert interval(2, 4000) == 0.1
     assert interval(100_000, 4) == 1.0

@@ -153,7 +153,7 @@ async def test_an_envoy_that_hangs_is_declared_dead(tmp_path):
 
 
 async def test_requests_in_flight_of_a_draining_endpoint(tmp_path):
-    """Waits for load reports: nothing is known before two of them, then what is in flight, and 0 when it has ended."""
+    """Waits for load reports: nothing is known before them, then what is in flight, and 0 when it has ended."""
     port = free_port()
     async with Backend().running() as one, Backend().running() as two:
         resources = (eds_cluster("a"), assignment("a", one.port, two.port), router("a"), listener(port))
