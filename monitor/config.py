@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from monitor.memory import memory_beside, parse_memory
 from registry.addresses import split_address
 from registry.etcd import EtcdConfig
 from registry.keys import DEFAULT_PREFIX
@@ -61,6 +62,35 @@ class MonitorConfig:
     capacity: int = field(
         default=1,
         metadata={"help": "share of the load relative to the other instances, 1 to 1000000", "metavar": "WEIGHT"},
+    )
+    manage: bool = field(
+        default=False,
+        metadata={
+            "help": "also load and unload models, as `modelplane apply` wants it; a server that is started with -- and "
+            "names no model starts without any. Without this flag the server is only watched"
+        },
+    )
+    disk_elsewhere: bool = field(
+        default=False,
+        metadata={
+            "help": "with --manage: the server's disk can't be seen from here under the same paths. Then policies have "
+            "to name `specific` versions, and a path that is missing there keeps the server from loading anything"
+        },
+    )
+    label: tuple[str, ...] = field(
+        default=(),
+        metadata={
+            "help": "what policies select this instance by, such as gpu=a100; repeatable",
+            "metavar": "NAME=VALUE",
+        },
+    )
+    memory: str = field(
+        default="",
+        metadata={
+            "help": "memory for models, such as 8GiB, by which models are placed; default: the limit of the container, "
+            "else the machine's, where this monitor can tell",
+            "metavar": "SIZE",
+        },
     )
     load_interval: float = field(
         default=INTERVAL,
@@ -155,6 +185,7 @@ class MonitorConfig:
             raise ValueError(f"rest_port {self.rest_port}: a TCP port is between 1 and 65535 (0: none)")
         if not 1 <= self.capacity <= 1_000_000:
             raise ValueError(f"capacity {self.capacity}: must be between 1 and 1000000")
+        self._check_placing()
         if self.load_interval and not INTERVAL <= self.load_interval < float("inf"):
             raise ValueError(f"load_interval {self.load_interval}: must be at least {INTERVAL:g}, or 0 for never")
         for name, low in {
@@ -172,3 +203,29 @@ class MonitorConfig:
             value = getattr(self, name)
             if not low <= value < float("inf"):
                 raise ValueError(f"{name} {value}: must be at least {low:g}")
+
+    def _check_placing(self) -> None:
+        for text in self.label:
+            name, equals, _ = text.partition("=")
+            if not name or not equals:
+                raise ValueError(f"label {text!r}: write NAME=VALUE, for example gpu=a100")
+        try:
+            parse_memory(self.memory or "0")
+        except ValueError as error:
+            raise ValueError(f"memory {error}") from None
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """The labels by name; of one that is given twice the last counts."""
+        return {name: value for name, _, value in (text.partition("=") for text in self.label)}
+
+    def memory_bytes(self, *, owned: bool) -> int:
+        """Bytes for models beside this monitor; `owned`: it started the server. 0: unknown."""
+        if self.memory:
+            return parse_memory(self.memory)
+        return memory_beside(shared=owned) if owned or self._is_here else 0
+
+    @property
+    def _is_here(self) -> bool:
+        host = split_address(self.target)[0] if self.target else ""
+        return host == "localhost" or host.startswith("127.") or host == "::1"

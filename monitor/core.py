@@ -39,10 +39,10 @@ from dataclasses import dataclass, field
 from itertools import chain
 
 from monitor.inherited import Inherited
-from monitor.instance_keys import InstanceKeys
-from monitor.known import KnownModel, KnownVersion, bridges_a_swap, told_hang, told_proof
+from monitor.instance_keys import About, InstanceKeys
+from monitor.known import KnownModel, KnownVersion, bridges_a_swap, held_versions, told_hang, told_proof
 from monitor.proof_course import Course, ReproofPolicy, Reproofs
-from monitor.servables import Outcome, PollFailure, Probe, VersionStatus, WatchedModel
+from monitor.servables import HeldVersion, Outcome, PollFailure, Probe, VersionStatus, WatchedModel
 from monitor.wished import Wished
 from registry.drains import DrainRecord
 from registry.keys import Key, ReadyKey
@@ -82,6 +82,7 @@ class MonitorCore:
         timing: Timing | None = None,
         *,
         patient: bool = False,
+        about: About | None = None,
     ) -> None:
         self.instance = instance
         self._timing = timing or Timing()
@@ -89,7 +90,9 @@ class MonitorCore:
         self._models: dict[str, KnownModel] = {}
         self._wished = Wished(instance, self._models)
         self._reproofs = Reproofs(self._timing.reproof)
-        self._keys = InstanceKeys(instance, endpoint, monitor_version, self._models, self._wished, self._reproofs)
+        self._keys = InstanceKeys(
+            instance, endpoint, monitor_version, self._models, self._wished, self._reproofs, about or About()
+        )
         self._hung = False
         self._failures = 0
         self._failing_since = 0.0
@@ -251,7 +254,8 @@ class MonitorCore:
                 # It bridges a swap that this monitor won't see the end of, and Envoy sends to it all the same.
                 version.kept = bridges_a_swap(model, version)
         versions = chain.from_iterable(model.versions.values() for model in self._models.values())
-        return any(version.ready and not version.drained for version in versions) or bool(self._wished.undrained())
+        undrained = self._wished.undrained() | self._wished.retiring()
+        return any(version.ready and not version.drained for version in versions) or bool(undrained)
 
     def wish(self, wish: DrainRecord | None) -> None:
         """An operator wants this drained and kept so; None: nothing any longer."""
@@ -262,6 +266,19 @@ class MonitorCore:
     def undrained(self) -> frozenset[ReadyKey]:
         """What was handed over as DRAINING since an operator wants it so; `drained` ends that."""
         return self._wished.undrained()
+
+    def retire(self, versions: frozenset[tuple[str, int]]) -> None:
+        """These, by model and number, take no new requests from now on, to be unloaded, and no others."""
+        if changed := self._wished.retire(versions):
+            self._keys.touch(*changed)
+
+    def retiring(self) -> frozenset[ReadyKey]:
+        """What was handed over as DRAINING since it is to be unloaded; `drained` ends that."""
+        return self._wished.retiring()
+
+    def held(self, name: str) -> Mapping[int, HeldVersion] | None:
+        """What the server holds of a model; None: it has not said so, or can't be asked."""
+        return held_versions(self._models.get(name))
 
     def drained(self, keys: Iterable[ReadyKey]) -> None:
         """Nothing is in flight there."""
@@ -304,7 +321,8 @@ class MonitorCore:
             return
         if known is None or _RANK[status.state] < _RANK[known.state]:
             self._incarnations += 1
-            known = model.versions[number] = KnownVersion(status.state, status.error, self._incarnations)
+            course = Course(warm_up=model.watched.warm_up_requests)
+            known = model.versions[number] = KnownVersion(status.state, status.error, self._incarnations, course)
             entered = True
         else:
             entered = status.state is not known.state

@@ -36,7 +36,7 @@ def look(base_path: str, policy: Policy | None) -> Look:
     except OSError:
         return Look()
     wanted = (policy or Policy()).choose(folders)
-    empty = frozenset(version for version in wanted if _empty(folders[version]))
+    empty = frozenset(version for version in wanted if not holds_model(folders[version]))
     return Look(True, frozenset(folders), empty)
 
 
@@ -45,8 +45,9 @@ def version_of(folder: str) -> int | None:
     return int(folder) if folder.isascii() and folder.isdigit() and int(folder) < 2**63 else None
 
 
-def _empty(folder: Path) -> bool:
+def holds_model(folder: Path) -> bool:
+    """Whether there is a model in a version's folder; also where that can't be told."""
     try:
-        return not any((folder / name).exists() for name in _MODEL_FILES)
+        return any((folder / name).exists() for name in _MODEL_FILES)
     except OSError:
-        return False
+        return True

@@ -104,6 +104,13 @@ class DrainWait:
             ]
         return tuple(f"control plane {replica}: {reason}" for replica, reason in reasons if reason)
 
+    def turned_away(self) -> bool:
+        """Whether all that is waited for is what is in flight: nobody sends anything new there."""
+        busy = {
+            f"control plane {name}: {self._reason(plane)}" for name, plane in self._planes.items() if self._told(plane)
+        }
+        return self.listed and busy.issuperset(self.waiting())
+
     def give_up(self, now: float) -> None:
         """Forget the replicas that had their time."""
         self._gone = {replica: until for replica, until in self._gone.items() if now < until}
@@ -134,6 +141,12 @@ class DrainWait:
             away = f", and {plane.away} are away" if plane.away else ""
             return f"its Envoys have not reported their load yet{away}{named}"
         return f"{in_flight} requests in flight" if in_flight else ""
+
+    def _told(self, plane: PlaneRecord | None) -> bool:
+        """Whether all of its Envoys have acknowledged the drain and said what is in flight."""
+        if plane is None or plane.converged_revision < self.revision:
+            return False
+        return self._in_flight(plane) is not None or (plane.envoys == 0 and plane.away == 0)
 
     def _in_flight(self, plane: PlaneRecord) -> int | None:
         """What is known of these servables; else of all that drains of the instance, which these are among. (All that

@@ -17,11 +17,14 @@ from monitor.address import advertised_address
 from monitor.claiming import make_claimant, turned_away, wait_for_turn
 from monitor.client import ServerClient
 from monitor.config import MonitorConfig
+from monitor.consent import Consent
 from monitor.core import MonitorCore, Timing
 from monitor.drain import Drain
 from monitor.errors import InstanceSupersededError
 from monitor.inherited import Inherited
+from monitor.instance_keys import About
 from monitor.load_watch import LoadWatch
+from monitor.manager import Manager
 from monitor.model_config import ModelConfigFile
 from monitor.plan import Plan
 from monitor.predecessor import answers, remains
@@ -62,10 +65,12 @@ class InstanceMonitor:
         new_server: bool = False,
         stop_server: Callable[[], Awaitable[None]] | None = None,
         owned: bool = False,
+        consent: Consent | None = None,
     ) -> None:
         """`new_server`: the server was started just now, so keys of an earlier run can't be true. `stop_server` ends
         the server; it is awaited between the drain and the end of the keys, and not if the server ended by itself.
-        `owned`: the server ends with this monitor, so one that is superseded has to stop it too."""
+        `owned`: the server ends with this monitor, so one that is superseded has to stop it too. `consent`: it is
+        managed; None: only watched."""
         self._config = config
         self._plan = plan
         self._file = file
@@ -74,6 +79,8 @@ class InstanceMonitor:
         self._new_server = new_server
         self._stop_server = stop_server
         self._owned = owned
+        self._consent = consent
+        self._left: frozenset[str] = frozenset()
         self._keyspace = Keyspace(config.prefix)
         self._ended = asyncio.Event()
         self._end_reason = ""
@@ -131,7 +138,8 @@ class InstanceMonitor:
         )
         reproof = ReproofPolicy(config.reprove_interval, config.reprove_rate, config.probe_deadline)
         timing = Timing(config.poll_interval, slow_for=2 * config.poll_deadline, reproof=reproof)
-        core = MonitorCore(name, endpoint, version("modelplane"), timing, patient=self._new_server)
+        about = About(self._consent is not None, config.labels, config.memory_bytes(owned=self._owned))
+        core = MonitorCore(name, endpoint, version("modelplane"), timing, patient=self._new_server, about=about)
         claimant = make_claimant(self._keyspace, name, join_address(address, plan.port), config.lease_ttl)
         turn = asyncio.create_task(wait_for_turn(self._etcd, claimant), name="turn")
         if await self._until_told_to_end(turn):
@@ -158,7 +166,7 @@ class InstanceMonitor:
                         self._watch.report(source, conditions)
                     claiming.cancel()
                     await asyncio.wait({claiming})
-                    await self._until_the_end(core, self._watch, leased, claimant)
+                    await self._until_the_end(core, client, self._watch, leased, claimant)
                 else:
                     await self._stop()
             finally:
@@ -186,8 +194,11 @@ class InstanceMonitor:
         left = await remains(self._etcd, keyspace, name, endpoint, new_server=self._new_server)
         leased.set({keyspace.make(key): None for key in left.stale})
         core.inherit(Inherited(left.here, left.elsewhere))
+        self._left = left.models
 
-    async def _until_the_end(self, core: MonitorCore, watch: Watch, leased: LeasedKeys, claimant: Claimant) -> None:
+    async def _until_the_end(
+        self, core: MonitorCore, client: ServerClient, watch: Watch, leased: LeasedKeys, claimant: Claimant
+    ) -> None:
         stop = self._orders.stop.set if self._stop_server is not None else None
         wished = WishedDrain(self._etcd, leased, self._keyspace, core, stop)
         async with asyncio.TaskGroup() as group:
@@ -195,20 +206,32 @@ class InstanceMonitor:
             draining = group.create_task(_drain_as_wished(wished, watch), name="wished drain")
             keeper = group.create_task(self._keep_inherited(core, watch), name="inherited endpoints")
             loads = group.create_task(self._tell_load(core.instance, leased), name="load")
+            manager = group.create_task(self._manage(core, client, watch, leased), name="manager")
             try:
                 await self._until_told_to_end(asyncio.create_task(leased.superseded(), name="superseded"))
                 draining.cancel()
+                manager.cancel()
                 keeper.cancel()
                 if leased.superseded_by is None:
                     await self._end(core, watch, leased)
             except* SupersededError:
                 log.debug("instance %s: found out by a write of the end that it is superseded", core.instance)
             finally:
-                for task in (draining, keeper, loads, registration):
+                for task in (draining, manager, keeper, loads, registration):
                     task.cancel()
         if leased.superseded_by is not None:
             watch.stop()
             await self._give_way(core, leased.superseded_by, claimant.claim)
+
+    async def _manage(self, core: MonitorCore, client: ServerClient, watch: Watch, leased: LeasedKeys) -> None:
+        if self._consent is None:
+            return
+        keyspace, deadline, left = self._keyspace, self._config.drain_deadline, self._left
+        manager = Manager(self._consent, self._etcd, leased, keyspace, core, client, watch, deadline, left)
+        try:
+            await manager.run()
+        except* SupersededError:
+            log.debug("instance %s: no longer managed from here: superseded", core.instance)
 
     async def _keep_inherited(self, core: MonitorCore, watch: Watch) -> None:
         """Give inherited endpoints of another server up once that is gone; and in the end in any case, before a monitor

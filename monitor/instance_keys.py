@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from itertools import chain
 
 from monitor.inherited import Inherited
@@ -23,6 +23,15 @@ log = logging.getLogger(__name__)
 _ANNOUNCED = (ServableState.START, ServableState.LOADING)
 
 
+@dataclass(frozen=True, slots=True)
+class About:
+    """What the instance's record says of it for whoever places models."""
+
+    managed: bool = False
+    labels: Mapping[str, str] = field(default_factory=dict)
+    memory: int = 0
+
+
 class InstanceKeys:
     """Of one instance. `endpoint` is what a ready key says, with any state; `models`, `wished` and `reproofs` are the
     core's own, live views."""
@@ -35,6 +44,7 @@ class InstanceKeys:
         models: Mapping[str, KnownModel],
         wished: Wished,
         reproofs: Reproofs,
+        about: About,
     ) -> None:
         self._instance = instance
         self._endpoint = endpoint
@@ -42,6 +52,7 @@ class InstanceKeys:
         self._models = models
         self._wished = wished
         self._reproofs = reproofs
+        self._about = about
         self.state = InstanceState.STARTING
         self.trouble = "no answer from the server yet"
         self.draining = False
@@ -169,4 +180,7 @@ class InstanceKeys:
             detail=cut("; ".join(troubles)),
             servables=tuple(chain.from_iterable(model.servables for model in models)),
             conditions=tuple(chain.from_iterable(self._conditions.values())),
+            managed=self._about.managed,
+            labels=self._about.labels,
+            memory=self._about.memory,
         )

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from monitor.proof_course import Course, Key, Standing
-from monitor.servables import VersionStatus, WatchedModel
+from monitor.servables import HeldVersion, VersionStatus, WatchedModel
 from registry.keys import ReadyKey
 from registry.records import Condition, Proof, ReadyRecord, Servable, ServableState
 
@@ -74,6 +74,23 @@ class KnownModel:
         else:
             self.seen_several = now - self.several_since >= SWAP
         return self.seen_several
+
+
+def held_versions(model: KnownModel | None) -> Mapping[int, HeldVersion] | None:
+    """What the server holds of it; None: there is no answer that is true at present."""
+    if model is None or model.answer is None:
+        return None
+    return {
+        number: HeldVersion(
+            one.state,
+            one.error,
+            one.ready and one.state is ServableState.AVAILABLE,
+            one.course.proof,
+            one.course.detail,
+            one.drained,
+        )
+        for number, one in model.versions.items()
+    }
 
 
 def bridges_a_swap(model: KnownModel, version: KnownVersion) -> bool:

@@ -6,6 +6,7 @@ only, as TensorFlow Serving itself keeps its old configuration then.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from google.protobuf import text_format
@@ -20,14 +21,23 @@ def parse_model_config(text: str) -> tuple[WatchedModel, ...]:
 
     Fields that this copy of the schema lacks are passed over: the server is newer, and it is the judge of its file.
     """
+    return tuple(map(read_model, _parse(text, strict=False)))
+
+
+def parse_whole_config(text: str) -> tuple[tfs.ModelConfig, ...]:
+    """The same, whole, to be sent to the server again. Raises ValueError, also for what would be lost on the way."""
+    return tuple(_parse(text, strict=True))
+
+
+def _parse(text: str, *, strict: bool) -> Iterable[tfs.ModelConfig]:
     config = tfs.ModelServerConfig()
     try:
-        text_format.Parse(text, config, allow_unknown_field=True)
+        text_format.Parse(text, config, allow_unknown_field=not strict)
     except text_format.ParseError as error:
         raise ValueError(f"not a ModelServerConfig: {error}") from error
     if config.HasField("custom_model_config"):
         raise ValueError("a custom_model_config names no models; name them with --model")
-    return tuple(map(read_model, config.model_config_list.config))
+    return config.model_config_list.config
 
 
 def read_model(config: tfs.ModelConfig) -> WatchedModel:
@@ -54,6 +64,8 @@ class ModelConfigFile:
         self.path = path
         self.models: tuple[WatchedModel, ...] = ()
         self.trouble = ""
+        self.text = ""
+        """What `models` was read from."""
         self._seen: tuple[int, int, int] | None = None
 
     def load(self) -> None:
@@ -61,6 +73,13 @@ class ModelConfigFile:
         self.refresh()
         if self.trouble:
             raise MonitorError(self.trouble)
+
+    def whole(self) -> tuple[tfs.ModelConfig, ...]:
+        """All that it says of its models. Raises MonitorError for what could not be sent to the server again."""
+        try:
+            return parse_whole_config(self.text)
+        except ValueError as error:
+            raise MonitorError(f"--manage: model config file {self.path}: {error}") from error
 
     def refresh(self) -> bool:
         """Read it again if it has changed; whether `models` or `trouble` did."""
@@ -74,7 +93,7 @@ class ModelConfigFile:
                 # TensorFlow Serving takes an empty file for an error too, and a list without models for none.
                 if not text:
                     raise ValueError("it is empty")
-                self.models, self.trouble = parse_model_config(text), ""
+                self.models, self.trouble, self.text = parse_model_config(text), "", text
         except OSError as error:
             self._seen = None
             self.trouble = f"model config file {self.path}: {error.strerror or error}"

@@ -42,9 +42,10 @@ def make_plan(config: MonitorConfig, command: Sequence[str], environment: Mappin
     if config_file is None and flags and flags.model_config_file:
         config_file = Path(flags.model_config_file)
     models = _models(config, flags, environment, has_file=config_file is not None)
-    if not models and config_file is None:
+    if not models and config_file is None and not config.manage:
         raise MonitorError(
-            "no model to watch: name each with --model NAME, or give the server's file with --model-config-file FILE"
+            "no model to watch: name each with --model NAME, or give the server's file with --model-config-file FILE; "
+            "or let modelplane load them, with --manage"
         )
     rest_port = config.rest_port or (flags.rest_api_port if flags else 0)
     return Plan(host, port, rest_port, models, config_file, flags)

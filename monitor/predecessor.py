@@ -26,11 +26,13 @@ CONNECT = 1.0
 
 @dataclass(frozen=True)
 class Remains:
-    """`stale` leads nowhere; `here` and `elsewhere` are endpoints, at this monitor's server and at others that live."""
+    """`stale` leads nowhere; `here` and `elsewhere` are endpoints, at this monitor's server and at others that live.
+    `models`: what this monitor's server may hold."""
 
     stale: frozenset[ReadyKey] = frozenset()
     here: dict[ReadyKey, ReadyRecord] = field(default_factory=dict)
     elsewhere: dict[ReadyKey, ReadyRecord] = field(default_factory=dict)
+    models: frozenset[str] = frozenset()
 
 
 async def remains(
@@ -38,7 +40,7 @@ async def remains(
 ) -> Remains:
     """What is there of the instance's last run; nothing if etcd can't be asked now."""
     try:
-        left = await _read(etcd, keyspace, instance)
+        left, models = await _read(etcd, keyspace, instance)
     except (EtcdError, RecordError) as error:
         log.warning("instance %s: what an earlier monitor left can't be read: %s", instance, error)
         return Remains()
@@ -51,7 +53,9 @@ async def remains(
         log.info("instance %s: dropping %d keys of its last run", instance, len(stale))
     if elsewhere:
         log.warning("instance %s: another server of that name is still there, at %s", instance, _told(living))
-    return Remains(stale, {} if new_server else _endpoints(here), _endpoints(elsewhere))
+    if new_server:
+        return Remains(stale, {}, _endpoints(elsewhere))
+    return Remains(stale, _endpoints(here), _endpoints(elsewhere), models)
 
 
 async def answers(address: str, port: int) -> bool:
@@ -65,10 +69,12 @@ async def answers(address: str, port: int) -> bool:
     return True
 
 
-async def _read(etcd: EtcdClient, keyspace: Keyspace, instance: str) -> dict[ReadyKey, ReadyRecord]:
+async def _read(
+    etcd: EtcdClient, keyspace: Keyspace, instance: str
+) -> tuple[dict[ReadyKey, ReadyRecord], frozenset[str]]:
     entry = await etcd.get(keyspace.make(InstanceKey(instance)))
     if entry is None:
-        return {}
+        return {}, frozenset()
     servables = decode_instance(entry.value).servables
     gets = [Get(keyspace.make(ReadyKey(servable.model, servable.version, instance))) for servable in servables]
     found: dict[ReadyKey, ReadyRecord] = {}
@@ -78,7 +84,7 @@ async def _read(etcd: EtcdClient, keyspace: Keyspace, instance: str) -> dict[Rea
             key = keyspace.parse(entry.key)
             if isinstance(key, ReadyKey):
                 found[key] = decode_ready(entry.value)
-    return found
+    return found, frozenset(servable.model for servable in servables)
 
 
 def _endpoints(records: dict[ReadyKey, ReadyRecord]) -> dict[ReadyKey, ReadyRecord]:

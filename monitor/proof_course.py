@@ -71,6 +71,8 @@ class Course:
     """One load of one version. `at`: when to ask it next; None: not before something else happens."""
 
     standing: Standing = Standing.UNPROVED
+    warm_up: int = 0
+    """Good answers in a row before it is READY for the first time; 0 is as good as 1."""
     proof: Proof = Proof.PENDING
     detail: str = ""
     question: Question | None = None
@@ -154,7 +156,11 @@ class Course:
         seconds = 0.0 if self.standing is Standing.FAILING else outcome.seconds
         self._usual = max(seconds, self._usual / 2)
         if self.standing is Standing.UNPROVED:
-            self._proved, self.question = (outcome.proof, outcome.detail), outcome.question
+            if outcome.question is not None or self.question is None:
+                self._proved, self.question = (outcome.proof, outcome.detail), outcome.question
+            if self.question is not None and self._good < self.warm_up:
+                self.at = now
+                return
         if self.standing is Standing.FAILING and self._good < RISE:
             self.at = now + min(RISE_PAUSE * 2.0 ** (self._falls - 1), LONGEST_RISE_PAUSE)
             return

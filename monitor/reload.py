@@ -15,7 +15,7 @@ configuration again. After every loss of the connection the newest configuration
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from monitor.disk import Look
@@ -208,11 +208,22 @@ class Reload:
         waits = any(one.progress is Progress.WAITING for one in self.results(now).values())
         return self._in_flight is None and not self._outstanding and not self._confirm and not waits
 
-    def conditions(self, now: float) -> tuple[Condition, ...]:
-        """The troubles by name, each told once in the log when it begins and when it ends."""
+    def certain(self) -> Mapping[str, frozenset[int]]:
+        """By model, the versions that it is told of by name in every configuration that may be in force now."""
+        calls = [*self._outstanding, *([self._in_flight] if self._in_flight else [])]
+        found = {name: frozenset(one.model_version_policy.specific.versions) for name, one in self._in_force.items()}
+        for sent in calls:
+            for name, versions in found.items():
+                there = sent.configs.get(name)
+                found[name] = versions & set(there.model_version_policy.specific.versions if there else ())
+        return found
+
+    def conditions(self, now: float, but: Collection[str] = ()) -> tuple[Condition, ...]:
+        """The troubles by name, each told once in the log when it begins and when it ends; `but` those of these
+        names, which somebody else tells."""
         found = {}
         for name, result in self.results(now).items():
-            if result.name and result.name not in _PLAIN:
+            if result.name and result.name not in (*_PLAIN, *but):
                 found[result.name, name, ""] = Condition(result.name, result.text, name)
         for culprit, text in self._blockers().items():
             found["ReloadBlocked", culprit, ""] = Condition("ReloadBlocked", text, culprit)

@@ -17,21 +17,31 @@ from monitor.trap_watch import DiskWatch
 
 FAST, SLOW = 0.1, 1.0
 """Seconds between two rounds, while something is to be done and otherwise."""
+PER_MODEL = 0.002
+"""Seconds, if that is longer: a status call takes some 0.3 ms of CPU."""
 STATUS_DEADLINE = 2.0
 AT_ONCE = 32
 
 
 class Reloader:
     """`run` it in the caller's task group; say with `want` what the server shall have. `disk`: whether this machine's
-    disk is the server's. `seen` is called after every round: results and conditions may have changed."""
+    disk is the server's. `seen` is called after every round: results and conditions may have changed. No call is made
+    while `may` says no."""
 
     def __init__(
-        self, machine: Reload, client: ServerClient, *, disk: bool, seen: Callable[[], None] = lambda: None
+        self,
+        machine: Reload,
+        client: ServerClient,
+        *,
+        disk: bool,
+        seen: Callable[[], None] = lambda: None,
+        may: Callable[[], bool] = lambda: True,
     ) -> None:
         self._machine = machine
         self._client = client
         self._disk = DiskWatch() if disk else None
         self._seen = seen
+        self._may = may
         self._soon = asyncio.Event()
         self._paths: tuple[tfs.ModelConfig, ...] = ()
         self._slots = asyncio.Semaphore(AT_ONCE)
@@ -51,12 +61,13 @@ class Reloader:
                 self._soon.clear()
                 await asyncio.gather(*(self._ask(name) for name in sorted(self._machine.names)))
                 looked = self._look(clock())
-                call = self._machine.next_call(clock()) if looked else None
+                call = self._machine.next_call(clock()) if looked and self._may() else None
                 if call is not None:
                     reload = group.create_task(self._call(call), name="reload")
                 self._seen()
                 busy = reload is not None and not reload.done()
                 pause = FAST if busy or not self._machine.settled(clock()) else SLOW
+                pause = max(pause, PER_MODEL * len(self._machine.names))
                 try:
                     async with asyncio.timeout(pause):
                         await self._soon.wait()

@@ -35,7 +35,8 @@ class WatchedModel:
 
     `base_path` is the folder of its version folders as the server names it, empty if unknown. `several_versions` says
     whether its version policy may hold several versions at once; None: the policy is unknown. `labels`: each with its
-    version, sorted.
+    version, sorted. `warm_up_requests`: requests that have to succeed before it is READY; `managed`: modelplane
+    has the server hold it.
     """
 
     name: str
@@ -43,6 +44,21 @@ class WatchedModel:
     several_versions: bool | None = None
     policy: Policy | None = None
     labels: tuple[tuple[str, int], ...] = ()
+    warm_up_requests: int = 0
+    managed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class HeldVersion:
+    """One version on a server, as far as a monitor knows it. `answers`: it has an endpoint, or would have one if nobody
+    wanted it drained; `drained`: it takes no new requests, and nothing is in flight on it."""
+
+    state: ServableState
+    error: str = ""
+    answers: bool = False
+    proof: Proof = Proof.PENDING
+    detail: str = ""
+    drained: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,6 +71,11 @@ def read_flags(command: Sequence[str], environment: Mapping[str, str]) -> Server
     )
 
 
+def named_flags(command: Sequence[str]) -> frozenset[str]:
+    """The names of all flags that a command gives, whatever they are."""
+    return frozenset(one.lstrip("-").partition("=")[0] for one in command[1:] if one.startswith("-"))
+
+
 def _is_number(text: str) -> bool:
     # One that is none is the server's to refuse.
     return text.isascii() and text.removeprefix("-").isdigit()

@@ -9,10 +9,12 @@ from collections.abc import Sequence
 
 from monitor.child import OwnedServer
 from monitor.config import MonitorConfig
+from monitor.consent import Consent, own_models, started_empty
 from monitor.free_port import until_free
 from monitor.instance import InstanceMonitor
 from monitor.model_config import ModelConfigFile
 from monitor.plan import Plan, make_plan
+from monitor.server_flags import read_flags
 from monitor.signals import StopSignals
 from registry.etcd import EtcdClient
 
@@ -23,10 +25,18 @@ async def run(config: MonitorConfig, command: Sequence[str] = ()) -> int:
     Returns the exit code: 0 after a drain, the server's own (128 + N for signal N) if it ended by itself. Raises
     MonitorError for what a user can mend, a port that is taken among them, EtcdError if etcd's TLS files can't be read.
     """
+    if config.manage and command:
+        with started_empty(command, read_flags(command, os.environ), os.environ) as fit:
+            return await _run(config, fit)
+    return await _run(config, command)
+
+
+async def _run(config: MonitorConfig, command: Sequence[str]) -> int:
     plan = make_plan(config, command, os.environ)
     file = ModelConfigFile(plan.config_file) if plan.config_file else None
     if file is not None:
         file.load()
+    consent = _consent(config, plan, file) if config.manage else None
     signals = StopSignals()
     async with EtcdClient(config.etcd) as etcd:
         with signals.installed():
@@ -34,9 +44,14 @@ async def run(config: MonitorConfig, command: Sequence[str] = ()) -> int:
                 if not await until_free(plan.host, plan.port, signals.stop):
                     return 0
                 child = await OwnedServer.start(command)
-                return await _own(config, plan, file, etcd, signals, child)
-            await InstanceMonitor(config, plan, file, etcd, signals).run()
+                return await _own(config, plan, file, etcd, signals, child, consent)
+            await InstanceMonitor(config, plan, file, etcd, signals, consent=consent).run()
             return 0
+
+
+def _consent(config: MonitorConfig, plan: Plan, file: ModelConfigFile | None) -> Consent:
+    own = own_models(plan.flags, file.whole() if file else None, [model.name for model in plan.models])
+    return Consent(own, sees_disk=not config.disk_elsewhere)
 
 
 async def _own(
@@ -46,6 +61,7 @@ async def _own(
     etcd: EtcdClient,
     signals: StopSignals,
     child: OwnedServer,
+    consent: Consent | None,
 ) -> int:
     async def stop() -> None:
         if child.running:
@@ -53,7 +69,9 @@ async def _own(
             stopped.set()
 
     stopped = asyncio.Event()
-    monitor = InstanceMonitor(config, plan, file, etcd, signals, new_server=True, stop_server=stop, owned=True)
+    monitor = InstanceMonitor(
+        config, plan, file, etcd, signals, new_server=True, stop_server=stop, owned=True, consent=consent
+    )
     ended = asyncio.create_task(child.wait(), name="owned server")
     ended.add_done_callback(lambda _: monitor.server_ended(child.describe_end()))
     try:

@@ -68,7 +68,8 @@ class TrapWatch:
     def _step(self, now: float) -> None:
         if self._core.draining:
             return
-        answers = self._core.answers()
+        # Those of models that modelplane has it hold are told by monitor/manager.py.
+        answers = {model: answer for model, answer in self._core.answers().items() if not model.managed}
         paths = {model.base_path: model.policy for model in answers if model.base_path}
         self._disk.looks(paths, now)
         self._core.report("traps", self._traps.conditions(answers, self._disk.latest, now))

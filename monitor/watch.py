@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 from monitor.client import ServerClient
@@ -68,6 +68,8 @@ class Watch:
         self._keyspace = Keyspace(config.prefix)
         self.published = asyncio.Event()
         """Set whenever something was handed over; whoever waits for it clears it."""
+        self._listeners: list[Callable[[], None]] = []
+        self._managed: tuple[WatchedModel, ...] = ()
         self._timer: asyncio.TimerHandle | None = None
         self._published_at = 0.0
         self._stopped = False
@@ -107,6 +109,16 @@ class Watch:
         for task in (*self._tasks, *self._probes):
             task.cancel()
         self._prober.close()
+
+    def listen(self, published: Callable[[], None]) -> None:
+        """`published` is called whenever the core's decisions were handed over."""
+        self._listeners.append(published)
+
+    def manage(self, models: tuple[WatchedModel, ...]) -> None:
+        """Watch these too, which modelplane has the server hold."""
+        if models != self._managed:
+            self._managed = models
+            self._take_models()
 
     def hold(self, reason: str) -> None:
         """The server can't answer, as `reason` says: don't ask it. Empty: ask it again."""
@@ -177,6 +189,8 @@ class Watch:
         if changes:
             self._leased.set(changes)
             self.published.set()
+        for published in self._listeners:
+            published()
         if (due := self._record.due()) is not None:
             self._publish_at(due)
         self._probe_soon.set()
@@ -201,7 +215,7 @@ class Watch:
             self._poller.watch(polled)
 
     def _take_models(self) -> None:
-        named = {model.name: model for model in self._models}
+        named = {model.name: model for model in (*self._managed, *self._models)}
         if self._file is not None:
             for model in self._file.models:
                 # The server's own file knows the policy; a --model may know the path where the file's is remote.

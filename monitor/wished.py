@@ -1,12 +1,13 @@
-"""What an operator wants drained of one instance, and how far each version of it is. Pure; used by MonitorCore.
+"""What is to be drained of one instance, because an operator wants it so or because it is not assigned any more
+(`retire`), and how far each version of it is. Pure; used by MonitorCore.
 
-Invariant: a version is DRAINED only if `drained` has named it since an operator wants it drained, and then only for the
-load that it was in.
+Invariant: a version is DRAINED only if `drained` has named it since it is to be drained, and then only for the load
+that it was in.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 
 from monitor.known import KnownModel, KnownVersion
@@ -22,10 +23,21 @@ class Wished:
         self._instance = instance
         self._models = models
         self._wish: DrainRecord | None = None
+        self._retired: frozenset[tuple[str, int]] = frozenset()
 
     def want(self, wish: DrainRecord | None) -> None:
         """An operator wants this drained; None: nothing any longer."""
         self._wish = wish
+        self._forget()
+
+    def retire(self, versions: frozenset[tuple[str, int]]) -> set[str]:
+        """These, of the models that modelplane manages, are to be unloaded; the names of those that differ now."""
+        changed = {name for name, _ in self._retired ^ versions}
+        self._retired = versions
+        self._forget()
+        return changed
+
+    def _forget(self) -> None:
         for name, model in self._models.items():
             for number, version in model.versions.items():
                 version.drained = version.drained and self.covers(name, number)
@@ -36,10 +48,20 @@ class Wished:
 
     def undrained(self) -> frozenset[ReadyKey]:
         """What was handed over as DRAINING since an operator wants it so."""
-        if self._wish is None:
+        wish = self._wish
+        if wish is None:
             return frozenset()
+        return frozenset(key for key in self._draining() if wish.covers(key.model, key.version))
+
+    def retiring(self) -> frozenset[ReadyKey]:
+        """What was handed over as DRAINING since it is to be unloaded."""
+        if not self._retired:
+            return frozenset()
+        return frozenset(key for key in self._draining() if (key.model, key.version) in self._retired)
+
+    def _draining(self) -> Iterator[ReadyKey]:
         published = chain.from_iterable(model.published.items() for model in self._models.values())
-        return frozenset(key for key, record in published if record.state is ReadyState.DRAINING)
+        return (key for key, record in published if record.state is ReadyState.DRAINING)
 
     def drained(self, keys: Iterable[ReadyKey]) -> set[str]:
         """Nothing is in flight there; the names of the models that are different now."""
@@ -65,5 +87,5 @@ class Wished:
         return InstanceState.DRAINING if self.undrained() else InstanceState.DRAINED
 
     def covers(self, model: str, version: int) -> bool:
-        """Whether an operator wants this drained."""
-        return self._wish is not None and self._wish.covers(model, version)
+        """Whether this is to be drained."""
+        return (model, version) in self._retired or (self._wish is not None and self._wish.covers(model, version))

@@ -33,7 +33,8 @@ class ContainerConfigFile(ModelConfigFile):
                 self._content = content
                 if not content:
                     raise ValueError("it is empty")
-                self.models, self.trouble = parse_model_config(content.decode()), ""
+                text = content.decode()
+                self.models, self.trouble, self.text = parse_model_config(text), "", text
         except EngineError as error:
             if self._content is None:
                 self.trouble = f"model config file {self.path} in the container: the engine does not show it: {error}"
