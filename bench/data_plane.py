@@ -84,7 +84,7 @@ def header_listener(product: Resource, port: int) -> Resource:
     router = next(one for one in manager.http_filters if one.name == GRPC_ROUTER)
     manager.http_filters.remove(router)
     host = manager.route_config.virtual_hosts[0]
-    like = host.routes[0]
+    like = next(route for route in host.routes if not route.match.headers)  # not that of requests with copies
     routes = []
     for model in (*_OTHERS, ROUTED):
         route = type(like)()
