@@ -88,8 +88,8 @@ class ProxylessView:
                 more.append(unknown_listener(asked, name))
                 continue
             self._unknown.pop(asked, None)
-            if asked != cluster:
-                more.append(listener(asked, cluster, name, self._settings))
+            if asked != cluster and model is not None:
+                more.append(listener(asked, cluster, model, self._settings))
         return (*known, *more)
 
     def _forget(self) -> dict[Key, None]:

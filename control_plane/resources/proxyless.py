@@ -1,7 +1,8 @@
 """Resources for gRPC clients without a proxy: `grpc.insecure_channel("xds:///MODEL")`, gRPC's own xDS client.
 
-Invariants: a model's listeners and clusters depend on its name and the settings only, and all that varies is in its
-load assignments; a client and an Envoy that hold the same registry revision send the same shares to the same instances.
+Invariants: a model's listeners and clusters depend on its name, the settings and its policy only, and all that varies
+by itself is in its load assignments; a client and an Envoy that hold the same registry revision send the same shares
+to the same instances.
 
 What gRPC makes of these messages: gRFC A27 (listener, cluster, load assignment, load reports), A28 (routes), A32 (limit
 of requests in flight), A33 (answers of its own), A44 (retries). It has no filter that could read a request's body, so a
@@ -11,6 +12,8 @@ client says by its target which model its requests are for.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
+from functools import lru_cache
 from typing import TypeAlias
 
 from envoy.config.cluster.v3 import cluster_pb2
@@ -22,7 +25,7 @@ from envoy.extensions.filters.http.fault.v3 import fault_pb2
 from envoy.extensions.filters.http.router.v3 import router_pb2
 from envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2
 
-from control_plane.model import Endpoint, Health, Model
+from control_plane.model import Endpoint, Handling, Health, Model
 from control_plane.resources.clusters import Protocol, seconds
 from control_plane.resources.endpoints import HEALTH, port_of, usable_endpoints
 from control_plane.resources.listeners import GET_MODEL_STATUS, PREDICTION, SESSION_RUN
@@ -49,11 +52,12 @@ def proxyless_resources(model: Model, settings: DataPlaneSettings) -> tuple[Reso
     """
     if not model.name:
         return ()
+    settings = _settings_of(model.handling, settings)
     resources: list[Resource] = []
     for version in (None, *(version for version, _ in model.versions)):
         name = grpc_cluster(model.name, version)
         endpoints = answering(model) if version is None else model.endpoints(version)
-        resources.append(listener(name, name, model.name, settings))
+        resources.append(_listener_resource(name, name, model, settings))
         resources += _pair(name, endpoints, settings, model.name)
     return tuple(resources)
 
@@ -70,9 +74,23 @@ def common_resources(settings: DataPlaneSettings) -> tuple[Resource, ...]:
     return _pair(NOWHERE, (), settings)
 
 
-def listener(name: str, cluster: str, model: str, settings: DataPlaneSettings) -> Resource:
+def listener(name: str, cluster: str, model: Model, settings: DataPlaneSettings) -> Resource:
     """A listener by any name that leads to a model's cluster."""
-    return pack(name, listener_message(name, cluster, settings), model=model)
+    return _listener_resource(name, cluster, model, _settings_of(model.handling, settings))
+
+
+def _listener_resource(name: str, cluster: str, model: Model, settings: DataPlaneSettings) -> Resource:
+    message = listener_message(name, cluster, settings, model.handling.timeout)
+    return pack(name, message, model=model.name)
+
+
+@lru_cache(maxsize=1024)
+def _settings_of(handling: Handling, settings: DataPlaneSettings) -> DataPlaneSettings:
+    """The fleet's settings with what the model's policy says instead, of what these clients know."""
+    breaking = handling.tuning.circuit_breaking
+    if breaking is not None and breaking.max_requests is not None:
+        settings = replace(settings, max_requests=breaking.max_requests)
+    return settings if handling.retries is None else replace(settings, num_retries=handling.retries)
 
 
 def unknown_listener(name: str, model: str) -> Resource:
@@ -157,14 +175,18 @@ def cluster_message(name: str, settings: DataPlaneSettings) -> cluster_pb2.Clust
     return cluster
 
 
-def listener_message(name: str, cluster: str, settings: DataPlaneSettings) -> listener_pb2.Listener:
-    """What a client's target names: the routes to a cluster."""
+def listener_message(
+    name: str, cluster: str, settings: DataPlaneSettings, timeout: float | None = None
+) -> listener_pb2.Listener:
+    """What a client's target names: the routes to a cluster. `timeout`: seconds that a request may take."""
     manager = _HCM()
     routes = manager.route_config.virtual_hosts.add(name=name, domains=["*"]).routes
     for path, repeatable in ((PREDICTION, True), (GET_MODEL_STATUS, True), (SESSION_RUN, False)):
         route = routes.add()
         route.match.prefix = path
         route.route.cluster = cluster
+        if timeout is not None and path != GET_MODEL_STATUS:
+            route.route.max_stream_duration.max_stream_duration.CopyFrom(seconds(timeout))  # gRFC A31
         if repeatable and settings.num_retries:
             _retry(route.route.retry_policy, settings)
     # As with Envoy: a reload of one instance's config, say, is no request to a model.

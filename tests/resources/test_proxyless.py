@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 from urllib.parse import unquote
 
 import pytest
 from envoy.config.endpoint.v3 import endpoint_pb2
+from envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2
 from hypothesis import given
 from hypothesis import strategies as st
 
-from control_plane.model import Endpoint, Health, Model
+from control_plane.model import Endpoint, Handling, Health, Model, Tuning
 from control_plane.resources.names import encode_model, grpc_cluster, grpc_target, read_name
 from control_plane.resources.proxyless import (
     MAX_WEIGHTS,
     answering,
     common_resources,
+    listener_message,
     load_assignment_message,
     proxyless_resources,
     unknown_listener,
 )
 from control_plane.resources.resource import CLUSTER, CLUSTER_LOAD_ASSIGNMENT, LISTENER
 from control_plane.resources.settings import DataPlaneSettings
+from registry.policy.model import CircuitBreaking
 from tests.resources.test_translate import MODEL, as_json, by_name, compare, endpoints, models, unpack
 
 SETTINGS = DataPlaneSettings()
@@ -120,3 +124,19 @@ def test_a_target_names_its_cluster(model: str, version: int | None) -> None:
     assert read_name(asked) == (model, asked)
     if "@" not in model and "%" not in model:
         assert read_name(grpc_cluster(model, version).replace(encode_model(model), model)) == (model, asked)
+
+
+def test_a_policy_reaches_these_clients_as_far_as_they_can_be_told() -> None:
+    handling = Handling(1.5, 0, 100, Tuning(circuit_breaking=CircuitBreaking(max_requests=7)))
+    plain = {(one.type_url, one.name): one for one in proxyless_resources(MODEL, SETTINGS)}
+    for resource in proxyless_resources(replace(MODEL, handling=handling), SETTINGS):
+        before = plain[resource.type_url, resource.name]
+        assert (resource == before) == (resource.type_url == CLUSTER_LOAD_ASSIGNMENT)
+    name = "digits"
+    message = listener_message(name, name, DataPlaneSettings(num_retries=0), 1.5)
+    manager = http_connection_manager_pb2.HttpConnectionManager()
+    assert message.api_listener.api_listener.Unpack(manager)
+    routes = manager.route_config.virtual_hosts[0].routes
+    durations = [one.route.max_stream_duration.max_stream_duration.ToTimedelta().total_seconds() for one in routes]
+    assert durations == [1.5, 0, 1.5, 0], "a status and what is refused have no limit"
+    assert not any(one.route.HasField("retry_policy") for one in routes)

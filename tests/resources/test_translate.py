@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +21,15 @@ from google.protobuf import any_pb2, json_format
 from hypothesis import given
 from hypothesis import strategies as st
 
-from control_plane.model import Endpoint, Health, Model
+from control_plane.model import Endpoint, Handling, Health, Model, Traffic, Tuning
 from control_plane.resources.clusters import Protocol, cluster, cluster_message, cluster_template
 from control_plane.resources.endpoints import load_assignment, serialised_endpoints
 from control_plane.resources.resource import CLUSTER, CLUSTER_LOAD_ASSIGNMENT, EXTENSION_CONFIG, Resource, pack
 from control_plane.resources.settings import DataPlaneSettings
+from control_plane.resources.traffic import Routing, routing_of
 from control_plane.resources.translate import fleet_resources, has_rest, model_resources
+from registry.policy.model import Balancing, CircuitBreaking, OutlierDetection
+from registry.traffic import Mirror
 
 GOLDEN = Path(__file__).parent / "golden"
 SETTINGS = DataPlaneSettings()
@@ -196,3 +201,56 @@ def test_ten_thousand_models_are_translated_in_seconds() -> None:
     count = sum(len(model_resources(model, SETTINGS)) for model in fleet)
     assert count == 80_000
     assert time.process_time() - began < 5
+
+
+def test_a_policy_tunes_the_clusters_of_its_model_and_nothing_else() -> None:
+    tuning = Tuning(Balancing.RANDOM, CircuitBreaking(7, 8), OutlierDetection(9, 2.5, 11))
+    tuned = model_resources(replace(MODEL, handling=Handling(tuning=tuning)), SETTINGS)
+    plain = model_resources(MODEL, SETTINGS)
+    changed = [one for one, before in zip(tuned, plain, strict=True) if one != before]
+    assert {one.type_url for one in changed} == {CLUSTER}
+    assert len(changed) == len(by_name(plain, CLUSTER))
+    for resource in changed:
+        message = unpack(resource, cluster_pb2.Cluster())
+        (limits,) = message.circuit_breakers.thresholds
+        assert message.lb_policy == cluster_pb2.Cluster.RANDOM
+        assert (limits.max_requests.value, limits.max_pending_requests.value, limits.max_connections.value) == (7, 7, 8)
+        outliers = message.outlier_detection
+        assert (outliers.consecutive_5xx.value, outliers.max_ejection_percent.value) == (9, 11)
+        assert outliers.base_ejection_time.ToTimedelta().total_seconds() == 2.5
+    for handling in (Handling(1.0, 2, 3), Handling(tuning=Tuning(circuit_breaking=CircuitBreaking()))):
+        assert model_resources(replace(MODEL, handling=handling), SETTINGS) == plain
+
+
+def test_the_routers_grow_only_with_what_the_models_need() -> None:
+    plain = fleet_resources({"m": 2}, SETTINGS)
+    routing = Routing("weights=3*9,4*1", frozenset({3, 4}))
+    routed = fleet_resources({"m": 2}, SETTINGS, {"a b": routing})
+    assert [one.name for one, before in zip(routed, plain, strict=True) if one != before] == [
+        "model_router_grpc",
+        "model_router_rest",
+    ]
+    grpc, rest = routed[2:]
+    assert grpc.requires == {"m@2", "a%20b@3", "a%20b@4"}
+    assert rest.requires == {"@rest/m@2", "@rest/a%20b@3", "@rest/a%20b@4"}
+    assert len(grpc.body) - len(plain[2].body) == len("a%20b weights=3*9,4*1\n")
+
+
+@given(
+    st.builds(
+        Traffic,
+        st.dictionaries(st.integers(0, 2**63 - 1), st.integers(1, 2**31), max_size=3).map(lambda d: tuple(d.items())),
+        st.dictionaries(st.text(max_size=5), st.integers(0, 9), max_size=3).map(lambda d: tuple(d.items())),
+        st.text(max_size=5),
+        st.lists(st.builds(Mirror, st.floats(0, 100), st.text(max_size=5), st.none() | st.integers(0, 9))).map(tuple),
+        st.floats(0, 1),
+        st.floats(0, 1),
+        st.none() | st.just((3, 4)),
+    ),
+    st.booleans(),
+)
+def test_no_record_can_break_out_of_its_line(traffic: Traffic, pinned: bool) -> None:
+    routing = routing_of(replace(MODEL, traffic=traffic, pinned=pinned), lambda _: 1)
+    if routing is not None:
+        assert re.fullmatch(r"(\w+=[!-~]+)(;\w+=[!-~]+)*", routing.line)
+        assert "]" not in routing.line
