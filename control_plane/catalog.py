@@ -65,8 +65,10 @@ class Address:
 class Catalog:
     """Apply registry updates in order; read models by name."""
 
-    def __init__(self, keyspace: Keyspace, policy: SuspectPolicy | None = None) -> None:
+    def __init__(self, keyspace: Keyspace, policy: SuspectPolicy | None = None, *, most_ejected: int = 50) -> None:
+        """`most_ejected`: the share of a cluster's endpoints that a proxy may leave out by itself, in percent."""
         self._keyspace = keyspace
+        self._most_ejected = most_ejected
         self._records: defaultdict[str, dict[tuple[int, str], ReadyRecord]] = defaultdict(dict)
         self._suspect_keys: defaultdict[str, set[ReadyKey]] = defaultdict(set)
         self._intents = Intents()
@@ -364,7 +366,8 @@ class Catalog:
         def doubted(version: int, instance: str) -> bool:
             return ReadyKey(name, version, instance) in self._doubted(instance)
 
-        return serving_model(name, self._records[name], doubted, self._suspects.dead, self._intents.of(name))
+        intent = self._intents.of(name)
+        return serving_model(name, self._records[name], doubted, self._suspects.dead, intent, self._most_ejected)
 
 
 def _address(record: ReadyRecord) -> Address:

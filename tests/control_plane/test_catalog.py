@@ -424,6 +424,21 @@ def test_what_fails_is_left_out_while_another_is_ready_and_used_as_the_last_reso
     assert health(registry) == {"a": Health.FAILING, "b": Health.DRAINING}, "what drains takes no new request"
 
 
+def test_what_fails_stays_listed_for_its_drain_where_envoy_can_not_eject_all_that_is_ready() -> None:
+    registry = Registry()
+    for name in "abc":
+        registry.put(instance(name), ready("m", 1, name))
+    registry.put(ready("m", 1, "c", FAILING))
+    assert health(registry) == {"a": Health.READY, "b": Health.READY, "c": Health.DRAINING}
+    assert registry.put(ready("m", 1, "c", DRAINING)) == frozenset(), "Envoy goes on counting what it has in flight"
+    assert set(registry.catalog.draining) == {"c"}
+    registry.put(ready("m", 1, "c", FAILING))
+    registry.put(ready("m", 1, "b", FAILING))
+    assert health(registry) == {"a": Health.READY}, "half of three may be ejected, and that is the one"
+    registry.put(instance("d"), ready("m", 2, "d"), ready("m", 1, "b"))
+    assert health(registry, 1) == {"a": Health.READY, "b": Health.READY}, "nor of those with other versions"
+
+
 def test_what_fails_does_not_change_the_version_that_the_fleet_serves() -> None:
     registry = Registry()
     for name in "abc":
