@@ -40,6 +40,7 @@ from registry.keys import (
     TrafficKey,
 )
 from registry.lost import decode_lost
+from registry.policy.model import Difference
 from registry.records import ReadyRecord, ReadyState, RecordError, decode_plane, decode_ready, encode_ready
 
 log = logging.getLogger(__name__)
@@ -92,6 +93,10 @@ class Catalog:
     def models(self) -> Mapping[str, Model]:
         """Every known model."""
         return MappingProxyType(self._models)
+
+    def difference(self, model: str) -> Difference | None:
+        """What the model's policy says of answers that differ; None if nobody compares them."""
+        return self._intents.difference(model)
 
     @property
     def instances(self) -> frozenset[str]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from control_plane.model import FLEETS_OWN, Handling, Tuning
 from registry.keys import PolicyKey, TrafficKey
+from registry.policy.model import Canary, Difference, Policy
 from registry.policy.stored import read_stored
 from registry.records import RecordError
 from registry.traffic import TrafficRecord, decode_traffic
@@ -35,6 +36,7 @@ class Intents:
     def __init__(self) -> None:
         self._handling: dict[str, Handling] = {}
         self._traffic: dict[str, TrafficRecord] = {}
+        self._differences: dict[str, Difference] = {}
         self._unreadable: dict[PolicyKey | TrafficKey, bytes] = {}
 
     def of(self, model: str) -> Intent:
@@ -44,12 +46,18 @@ class Intents:
             return _NOTHING
         return Intent(handling or FLEETS_OWN, traffic)
 
+    def difference(self, model: str) -> Difference | None:
+        """What the model's policy says of answers that differ; None if nobody compares them."""
+        return self._differences.get(model)
+
     def put(self, key: PolicyKey | TrafficKey, raw: bytes) -> None:
         """Take in what the key holds now."""
         try:
             match key:
                 case PolicyKey(model):
-                    self._handling[model] = _handling(raw, model)
+                    _, policy = read_stored(raw, model)
+                    self._handling[model] = _handling(policy)
+                    self._compare(policy)
                 case TrafficKey(model):
                     self._traffic[model] = decode_traffic(raw)
         except RecordError as error:
@@ -68,11 +76,18 @@ class Intents:
         match key:
             case PolicyKey(model):
                 self._handling.pop(model, None)
+                self._differences.pop(model, None)
             case TrafficKey(model):
                 self._traffic.pop(model, None)
 
+    def _compare(self, policy: Policy) -> None:
+        difference = policy.rollout.gates.difference if isinstance(policy.rollout, Canary) else None
+        if difference is None:
+            self._differences.pop(policy.name, None)
+        else:
+            self._differences[policy.name] = difference
 
-def _handling(raw: bytes, model: str) -> Handling:
-    _, policy = read_stored(raw, model)
+
+def _handling(policy: Policy) -> Handling:
     tuning = Tuning(policy.balancing, policy.circuit_breaking, policy.outlier_detection)
     return Handling(policy.timeout, policy.retries, policy.max_request_bytes, tuning)

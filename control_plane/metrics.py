@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from prometheus_client import CollectorRegistry, Gauge
+from prometheus_client import CollectorRegistry, Counter, Gauge
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
@@ -55,6 +55,12 @@ class Metrics:
         self.envoys = gauge("envoys", "connected xDS streams")
         self.away = gauge("away_envoys", "Envoys that no control plane has and that drains wait for")
         self.resources = gauge("resources", "resources held, by type", "type")
+        self.comparisons = Counter(
+            "modelplane_comparisons",
+            "requests copied here to compare answers, by outcome",
+            ("outcome",),
+            registry=self.registry,
+        )
         self.quarantined = gauge("quarantined_resources", "resources that Envoys refuse, by type", "type")
 
     def streams(self, totals: Mapping[str, Counters]) -> None:

@@ -21,6 +21,8 @@ import grpc
 
 from control_plane.advertise import advertised_http
 from control_plane.catalog import Catalog
+from control_plane.comparing.comparer import Comparer
+from control_plane.comparing.results import Results
 from control_plane.config import ControlPlaneConfig
 from control_plane.guard import Guard
 from control_plane.http import HttpServer
@@ -108,6 +110,10 @@ class ControlPlane:
         self._loads = LoadReportServer(
             on_change=self._stirred, nodes=lambda: self._xds.expected_nodes, clients=self._xds.clients
         )
+        self.compared = Results()
+        self._comparer = Comparer(
+            self._pipeline.catalog, self.compared, lambda outcome: self._metrics.comparisons.labels(outcome).inc()
+        )
         self._health = Health()
         self._drains = Drains(self._pipeline.catalog, self._xds, self._loads)
         self._http = ""
@@ -141,6 +147,7 @@ class ControlPlane:
                         tasks.create_task(self._publish_nodes(keys, nodes), name="nodes")
                         tasks.create_task(self._loads.run(), name="load-reports")
                         tasks.create_task(self._guard.run(), name="guard")
+                        tasks.create_task(self._comparer.run(), name="comparer")
                         tasks.create_task(self._publish_suspects(nodes), name="suspects")
                 finally:
                     await keys.close()
@@ -326,7 +333,8 @@ class ControlPlane:
         server = grpc.aio.server(options=SERVER_OPTIONS)
         self._health.add_to(server)
         client_status = ClientStatus(self._inside)
-        server.add_generic_rpc_handlers((*self._xds.handlers(), *self._loads.handlers(), *client_status.handlers()))
+        own = (*self._xds.handlers(), *self._loads.handlers(), *client_status.handlers())
+        server.add_generic_rpc_handlers((*own, *self._comparer.handlers()))
         enable_reflection(server, FOR_ENVOYS | FOR_OPERATORS)
         try:
             server.add_insecure_port(self._config.xds_listen)

@@ -1,0 +1,1 @@
+"""Generated from proto/control_plane/pb/ by hatch_build.py."""
