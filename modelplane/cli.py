@@ -72,7 +72,7 @@ def _fail(command: str, message: str, code: int) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command. Exit codes: 0, 1 failure, 2 wrong usage, 130 Ctrl-C."""
+    """Run a command. Exit codes: 0, 1 failure, 2 wrong usage, 3 conflict, 5 differences, 130 Ctrl-C."""
     name, *rest = (sys.argv[1:] if argv is None else list(argv)) or ["--help"]
     if name in ("-h", "--help", "help"):
         if rest and rest[0] in COMMANDS:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,8 @@ from modelplane.errors import UserError
 from modelplane.fleet import Picture, State, Version
 from modelplane.lines import Line, Tone, block
 from modelplane.planes import Report
+from modelplane.policies.told import told_policy
+from modelplane.policies.view import PolicyView
 from modelplane.quarantine import quarantine
 from modelplane.table import listed, rest_address
 from registry.addresses import join_address
@@ -31,12 +33,12 @@ class Pages:
     resources: Mapping[str, Report] | None = None
 
 
-def find(picture: Picture, model: str) -> list[Version]:
-    """The model's versions, newest first; none if all that is known of it is a condition. Raises UserError with close
-    matches if the registry knows no such model."""
+def find(picture: Picture, model: str, policies: Collection[str] = ()) -> list[Version]:
+    """The model's versions, newest first; none if all that is known of it is a condition, or its policy (`policies`:
+    the models that have one). Raises UserError with close matches if the registry knows no such model."""
     versions = [row for row in picture.versions if row.model == model]
-    if not versions and not any(_about(record, model) for record in picture.instances.values()):
-        known = sorted({row.model for row in picture.versions})
+    if not (versions or model in policies or any(_about(record, model) for record in picture.instances.values())):
+        known = sorted({*policies, *(row.model for row in picture.versions)})
         close = difflib.get_close_matches(model, known, n=3)
         knows = f"it knows {listed(known)}" if known else "it knows none"
         hint = f"did you mean {' or '.join(close)}?" if close else knows
@@ -44,11 +46,13 @@ def find(picture: Picture, model: str) -> list[Version]:
     return versions
 
 
-def describe(picture: Picture, model: str, pages: Pages) -> list[Line]:
-    """Versions, instances, reasons, clusters, and what was refused. Raises UserError for an unknown model."""
-    versions = find(picture, model)
+def describe(picture: Picture, model: str, pages: Pages, view: PolicyView | None = None) -> list[Line]:
+    """The policy, versions, instances, reasons, clusters, and what was refused. Raises UserError for an unknown
+    model."""
+    versions = find(picture, model, view.kept if view else ())
     return [
         *_head(model, versions, pages.envoys),
+        *(told_policy(view, model) if view else ()),
         *_instances(picture, versions),
         *_reasons(versions),
         *_conditions(picture, model, versions),

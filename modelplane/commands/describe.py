@@ -6,7 +6,7 @@ import asyncio
 import sys
 from collections.abc import Sequence
 
-from modelplane.access import FleetConfig, read_fleet
+from modelplane.access import FleetConfig, located, read_fleet
 from modelplane.commandline import CommandLine
 from modelplane.description import Pages, describe, find
 from modelplane.errors import OptionError, UserError
@@ -24,6 +24,8 @@ from modelplane.planes import (
     named_planes,
     resource_page,
 )
+from modelplane.policies.view import PolicyView
+from registry.keys import Keyspace
 
 
 def command_line() -> CommandLine:
@@ -33,9 +35,9 @@ def command_line() -> CommandLine:
         [PlaneConfig, FleetConfig, LogOptions],
         usage="model NAME [options]",
         arguments={"model": "a model of the fleet", "NAME": "its name, as clients spell it"},
-        description="Tell all about one model: its versions and which is served, each instance's state and why it is\n"
-        "not ready, its clusters in Envoy, and what an Envoy refused of them: field, message, and what holds now.\n"
-        "Exit code 1 if there is no such model.",
+        description="Tell all about one model: its policy, its versions and which is served, each instance's state\n"
+        "and why it is not ready, its clusters in Envoy, and what an Envoy refused of them: field, message, and what\n"
+        "holds now. Exit code 1 if there is no such model.",
         examples=("modelplane describe model digits", "modelplane describe model digits --etcd etcd-0:2379"),
     )
 
@@ -55,9 +57,10 @@ def run(argv: Sequence[str]) -> int:
 
 
 async def _describe(fleet: FleetConfig, config: PlaneConfig, model: str) -> list[Line]:
-    picture = await read_fleet(fleet)
-    find(picture, model)
-    lines = describe(picture, model, await _pages(fleet, config, picture, model))
+    view = PolicyView(Keyspace(located(fleet)[0].prefix))
+    picture = await read_fleet(fleet, view)
+    find(picture, model, view.kept)
+    lines = describe(picture, model, await _pages(fleet, config, picture, model), view)
     return lines if config.control_plane or picture.planes else [*lines, Line(""), Line(NO_PLANE, Tone.BAD)]
 
 

@@ -17,6 +17,7 @@ import yaml
 from registry.policy.shapes import Path
 
 _DEEPEST = 50
+_TOO_DEEP = f"nested more than {_DEEPEST} deep"
 _MOST_NODES = 100_000
 """Aliases can make a few lines into a billion nodes."""
 _INT = re.compile(r"[-+]?[0-9]+")
@@ -60,9 +61,9 @@ def read_documents(text: str) -> list[Document]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
         said = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error)
-        raise DocumentError(mark.line + 1 if mark else 1, f"not YAML: {said}") from None
-    except RecursionError:
-        raise DocumentError(1, f"not a policy: nested more than {_DEEPEST} deep") from None
+        # A character that YAML does not allow has no mark but a position.
+        line = mark.line if mark else text.count("\n", 0, getattr(error, "position", 0))
+        raise DocumentError(line + 1, f"not YAML: {said}") from None
 
 
 def _nodes(text: str) -> Iterator[yaml.Node]:
@@ -91,6 +92,19 @@ class _Loader(yaml.SafeLoader):
 
     yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}  # type: ignore[misc]
 
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """Where deep nesting is found, before the stack is full of it."""
+        self._depth += 1
+        if self._depth > _DEEPEST + 1:
+            raise DocumentError(self.line + 1, _TOO_DEEP)
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
+
 
 class _Reader:
     def __init__(self) -> None:
@@ -102,7 +116,7 @@ class _Reader:
         self.lines.setdefault(path, line)
         self._count += 1
         if len(path) > _DEEPEST:
-            raise DocumentError(line, f"nested more than {_DEEPEST} deep")
+            raise DocumentError(line, _TOO_DEEP)
         if self._count > _MOST_NODES:
             raise DocumentError(line, f"more than {_MOST_NODES} values")
         if node.tag not in _TAGS:
