@@ -8,9 +8,11 @@ import re
 from typing import Any
 
 import pytest
+from google.protobuf import json_format
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from registry.pb import records_pb2
 from registry.policy.edit import with_labels, with_paused, with_traffic
 from registry.policy.model import Canary, CircuitBreaking, Gates, Mirror, Rolling, Step, Versions
 from registry.policy.read import PolicyErrors, read_policy
@@ -211,6 +213,12 @@ def test_a_stored_value_is_read_or_refused(raw: bytes) -> None:
     except RecordError:
         return
     assert policy.name == "digits"
+
+
+def test_the_published_record_is_the_stored_one() -> None:
+    stored = StoredPolicy(of({"timeout": "2s", "labels": {"ü": 3}}), 7, 1.5, "ann@host", "why")
+    message = json_format.Parse(encode_stored(stored), records_pb2.Policy())
+    assert decode_stored(json_format.MessageToJson(message).encode()) == stored
 
 
 def test_deep_nesting_in_the_registry_is_no_policy() -> None:
