@@ -28,7 +28,7 @@ COMMANDS = {
     "up": Command("up", "run a whole fleet on this machine: etcd, control plane, Envoy, model servers"),
     "status": Command("status", "show models, versions and instances, and why something is not served"),
     "get": Command(
-        "get", "get envoys: who is connected and has what; get instances: how busy; get quarantine: refusals"
+        "get", "get models|versions|instances|envoys|quarantine: lists, also as JSON and YAML, also watched"
     ),
     "describe": Command("describe", "describe model NAME: versions, instances, clusters, and what was refused"),
     "apply": Command("apply", "make the policies of models what files say: versions, instances, traffic, rollouts"),

@@ -17,8 +17,8 @@ from registry.policy.read import PolicyErrors, read_policy
 from registry.policy.shapes import spell
 
 _SUFFIXES = (".yaml", ".yml", ".json")
-_LARGEST = 256 * 1024
-"""Bytes of a file. History keeps many of them, and etcd's values end at 1.5 MiB."""
+_LARGEST = 16 * 2**20
+"""Bytes of a file: a mistake such as a model's own file, and no policies of tens of thousands of models, is larger."""
 _MOST_TOLD = 20
 
 
@@ -74,9 +74,9 @@ def _start(path: Path) -> bytes:
 
 
 def _paths(path: Path, problems: list[str]) -> list[Path]:
-    if not path.is_dir():
-        return [path]
     try:
+        if not path.is_dir():
+            return [path]
         found = sorted(one for one in path.iterdir() if one.suffix in _SUFFIXES and one.is_file())
     except OSError as error:
         problems.append(f"{path}: {error.strerror}")
@@ -90,7 +90,7 @@ def _text(name: str, read: Any, problems: list[str]) -> Iterator[tuple[str, str]
     try:
         raw: bytes = read()
         if len(raw) > _LARGEST:
-            problems.append(f"{name}: it is larger than {_LARGEST // 1024} KiB")
+            problems.append(f"{name}: it is larger than {_LARGEST // 2**20} MiB")
         else:
             yield name, raw.decode("utf-8-sig")
     except OSError as error:

@@ -16,7 +16,6 @@ from registry.policy.model import (
     CircuitBreaking,
     Difference,
     Gates,
-    Mirror,
     OutlierDetection,
     Policy,
     Rolling,
@@ -25,6 +24,7 @@ from registry.policy.model import (
     Versions,
 )
 from registry.policy.shapes import Leaf, Path, Problem, spell
+from registry.traffic import Mirror
 
 Values = dict[str, Any]
 Problems = list[Problem]

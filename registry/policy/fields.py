@@ -148,7 +148,11 @@ _difference = Object(
 _gates = Object(
     {
         "errorRate": Entry(
-            share("0%"), "Of the new version's answers, how many may be server errors.", "1%", "errorRate: 0.5%"
+            share("0%"),
+            "Of the new version's answers, how many may be errors. What fails on the old version too, in the same "
+            "time, is not the new one's fault.",
+            "1%",
+            "errorRate: 0.5%",
         ),
         "latency": Entry(
             _latency, "How slow the new version may be, compared with the old one.", "not judged", "latency: {ratio: 2}"

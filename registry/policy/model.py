@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TypeAlias
 
+from registry.traffic import Mirror
+
 API_VERSION = "modelplane/v1"
 KIND = "Model"
 
@@ -30,17 +32,6 @@ class Versions:
     latest: int | None = 1
     all: bool = False
     specific: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Mirror:
-    """`percent` of the requests are sent to `version` of `model` too, and what it answers is thrown away. `model` is
-    always written out, the policy's own where the document names none; `version` None: what an unversioned request to
-    that model gets."""
-
-    percent: float
-    model: str
-    version: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +114,8 @@ class Policy:
     managed instances whose labels match `selector`. `follow_latest`: a request that names no version gets the newest
     that the rollout has come to; else one of `weights` (version -> parts). `sticky_by`: a header, lower case, whose
     value decides which of them, empty: chance. `timeout`: seconds; `retries`: how often a request is tried
-    again; `paused`: rollouts stay where they are."""
+    again; `paused`: rollouts stay where they are. The `mirror`'s
+    model is written out, also where the document names none, which means the policy's own."""
 
     name: str
     base_path: str = ""

@@ -14,12 +14,13 @@ from hypothesis import strategies as st
 
 from registry.pb import records_pb2
 from registry.policy.edit import with_labels, with_paused, with_traffic
-from registry.policy.model import Canary, CircuitBreaking, Gates, Mirror, Rolling, Step, Versions
+from registry.policy.model import Canary, CircuitBreaking, Gates, Rolling, Step, Versions
 from registry.policy.read import PolicyErrors, read_policy
 from registry.policy.schema import schema
 from registry.policy.stored import StoredPolicy, decode_stored, encode_stored, read_stored
 from registry.policy.write import document_of
 from registry.records import RecordError
+from registry.traffic import Mirror
 from tests.registry.policy.policies import ANYTHING, MUTATED, VALID
 from tests.support.examples import examples
 
