@@ -11,7 +11,7 @@ from modelplane.errors import OptionError, UserError
 from modelplane.fleet import Picture, State
 from modelplane.table import listed
 from monitor.drain import DrainWait
-from registry.drains import DrainRecord, DrainTarget, decode_drain, parse_target
+from registry.drains import UNHEARD, DrainRecord, DrainTarget, decode_drain, parse_target
 from registry.follow import Changes, Snapshot, Update
 from registry.keys import DrainKey, InstanceKey, Keyspace, NodesKey, PlaneKey, ReadyKey
 from registry.records import (
@@ -96,6 +96,15 @@ def refuse_last(instance: str, spares: Spares) -> None:
         )
 
 
+def refuse_unheard(picture: Picture, instance: str) -> None:
+    """Raise UserError if a server is to be stopped and nobody could tell when nothing is in flight on it."""
+    if not picture.planes:
+        raise UserError(
+            f"the registry names no control plane, so nobody can tell when nothing is in flight on {instance}, and to "
+            "stop it may cut requests off; start a control plane first, or say --force"
+        )
+
+
 class Goal(StrEnum):
     """What is waited for."""
 
@@ -126,6 +135,8 @@ class Follower:
     _written: dict[ReadyKey, int] = field(default_factory=dict)
     _wait: DrainWait | None = None
     _planes: dict[str, bytes] = field(default_factory=dict)
+    unheard: str = ""
+    """Why its monitor doesn't know that nothing is in flight, though it calls it drained."""
 
     def apply(self, update: Update, now: float) -> None:
         """Take an update in; `now` in monotonic seconds."""
@@ -155,7 +166,9 @@ class Follower:
             try:
                 match self.keyspace.parse(raw):
                     case InstanceKey(self.instance):
-                        self._record = decode_instance(value)
+                        self._record = record = decode_instance(value)
+                        told = (one.text for one in record.conditions if one.name == UNHEARD)
+                        self.unheard = next(told, "")
                     case PlaneKey() | NodesKey():
                         self._planes[raw] = value
                     case ReadyKey(model, version, self.instance) as key if self.wish.covers(model, version):

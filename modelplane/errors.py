@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterator
 
-FAILURE, USAGE, CONFLICT, DIFFERENT, INTERRUPTED = 1, 2, 3, 5, 130
+FAILURE, USAGE, CONFLICT, UNHEARD, DIFFERENT, INTERRUPTED = 1, 2, 3, 4, 5, 130
 """Exit codes; 0 is success. 4 is a monitor's (superseded)."""
 
 

@@ -46,6 +46,8 @@ class DrainWait:
         self._left: dict[str, int] = {}
         """By replica, how many Envoys its list names."""
         self._most_envoys = 0
+        self._expected = 0
+        """How many there must be for all to have been heard that were missed at some time."""
         self._doubted_until: float | None = None
         self.listed = False
         """Whether the list of replicas has been read; before that nobody can be known to be waited for."""
@@ -56,7 +58,10 @@ class DrainWait:
         for raw in deletes:
             key = self._keyspace.parse(raw)
             if isinstance(key, NodesKey):
-                self._left.pop(key.replica, None)
+                left = self._left.pop(key.replica, 0)
+                if not self._planes:
+                    # They had their time.
+                    self._expected = max(self._expected, left)
             if not isinstance(key, PlaneKey) or key.replica not in self._planes:
                 continue
             envoys, plane = self._envoys(), self._planes.pop(key.replica)
@@ -76,6 +81,8 @@ class DrainWait:
                     # Not to be understood is not the same as converged.
                     self._planes[key.replica] = None
         self._most_envoys = max(self._most_envoys, self._envoys())
+        if away := self._away():
+            self._expected = max(self._expected, self._envoys() + away)
 
     def doubt(self, now: float) -> None:
         """etcd lost its data during this drain, or just before, and so maybe the control planes' records: that it lists
@@ -95,9 +102,7 @@ class DrainWait:
                 if left
             )
         reasons = [(replica, self._reason(plane)) for replica, plane in sorted(self._planes.items())]
-        # They may all wait for the same ones.
-        away = max((plane.away for plane in self._planes.values() if plane is not None), default=0)
-        if (missing := self._most_envoys - self._envoys() - away) > 0:
+        if (missing := self._most_envoys - self._envoys() - self._away()) > 0:
             reasons += [
                 (replica, f"it has gone, and {missing} Envoys have not found another one yet")
                 for replica in sorted(self._gone)
@@ -113,9 +118,19 @@ class DrainWait:
 
     def give_up(self, now: float) -> None:
         """Forget the replicas that had their time."""
+        if any(until <= now for until in self._gone.values()):
+            self._expected = max(self._expected, self._most_envoys)
         self._gone = {replica: until for replica, until in self._gone.items() if now < until}
         if self._doubted_until is not None and now >= self._doubted_until:
             self._doubted_until = None
+
+    def unheard(self) -> str:
+        """Why it is not known that nothing is in flight, though nobody is waited for; empty: all have said so."""
+        missing = max(0, self._expected - self._envoys() - self._away())
+        given_up = f"{missing} Envoys that had lost their control plane were not heard of again" if missing else ""
+        if not self._planes:
+            return f"no control plane is registered{f', and {given_up}' if given_up else ''}"
+        return given_up
 
     def next_deadline(self) -> float | None:
         """When to call `give_up` if nothing else happens; None: no need."""
@@ -124,6 +139,10 @@ class DrainWait:
 
     def _envoys(self) -> int:
         return sum(plane.envoys for plane in self._planes.values() if plane is not None)
+
+    def _away(self) -> int:
+        # They may all wait for the same ones.
+        return max((plane.away for plane in self._planes.values() if plane is not None), default=0)
 
     def _reason(self, plane: PlaneRecord | None) -> str:
         if plane is None:
@@ -188,6 +207,10 @@ class Drain:
     def waiting(self) -> tuple[str, ...]:
         """Who is waited for and why, at this moment."""
         return self._wait.waiting() if self._wait else ("etcd, to take the news",)
+
+    def unheard(self) -> str:
+        """Why it is not known that nothing is in flight, once `run` has returned; empty: all have said so."""
+        return self._wait.unheard() if self._wait else ""
 
     async def run(self) -> None:
         """Returns when it is complete; as long as etcd is away it is not. Bound it by cancellation."""

@@ -20,6 +20,7 @@ from monitor.config import MonitorConfig
 from monitor.consent import Consent
 from monitor.core import MonitorCore, Timing
 from monitor.drain import Drain
+from monitor.drain_course import see_through
 from monitor.errors import InstanceSupersededError
 from monitor.inherited import Inherited
 from monitor.instance_keys import About
@@ -43,7 +44,6 @@ log = logging.getLogger(__name__)
 
 _LAST_WORD = 2.0
 """Seconds that the news of a dead server may take to etcd before the monitor ends all the same."""
-_PROGRESS = 5.0
 _LOOK = 1.0
 """Seconds between two looks at a server that an earlier monitor registered."""
 _BEFORE_THE_DEADLINE = 5.0
@@ -331,30 +331,10 @@ class InstanceMonitor:
             log.info("instance %s: nothing of it was ready, so there is nothing to drain", core.instance)
             return
         limit = self._config.drain_deadline
-        log.info("instance %s: draining, for at most %g s", core.instance, limit)
-        clock = asyncio.get_running_loop().time
-        started = clock()
         drain = Drain(self._etcd, leased, core.instance, self._keyspace)
-        work = asyncio.create_task(drain.run(), name="drain")
-        try:
-            pause = 1.0
-            while not work.done() and not self._over(clock() - started):
-                await self._first(self._orders.hasten, work, min(pause, limit - (clock() - started)))
-                pause = _PROGRESS
-                if not work.done():
-                    log.info("instance %s: draining, waiting for %s", core.instance, "; ".join(drain.waiting()))
-        finally:
-            work.cancel()
-            await asyncio.wait({work})
-        if work.cancelled():
+        if not await see_through(drain, core.instance, "", self._first(self._orders.hasten), limit):
             why = "asked not to wait" if self._orders.hasten.is_set() else f"not drained after {limit:g} s"
             log.warning("instance %s: %s; still waited for: %s", core.instance, why, "; ".join(drain.waiting()))
-        else:
-            work.result()
-            log.info("instance %s: drained in %.1f s", core.instance, clock() - started)
-
-    def _over(self, elapsed: float) -> bool:
-        return self._ended.is_set() or self._orders.hasten.is_set() or elapsed >= self._config.drain_deadline
 
 
 async def _drain_as_wished(wished: WishedDrain, watch: Watch) -> None:

@@ -126,6 +126,8 @@ class Retirements:
             what = f"model {key.model} version {key.version}"
             if not (waiting := drain.wait.waiting()):
                 log.info("%s on %s: drained in %.2f s", what, key.instance, now - drain.began)
+                if unheard := drain.wait.unheard():
+                    log.warning("%s on %s: nobody could say that nothing is in flight: %s", what, key.instance, unheard)
                 done.append(key)
             elif now < drain.began + self._deadline:
                 continue

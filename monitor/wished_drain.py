@@ -15,8 +15,9 @@ from typing import cast
 
 from monitor.core import MonitorCore
 from monitor.drain import Drain
+from monitor.drain_course import see_through
 from monitor.watch import Watch
-from registry.drains import DrainRecord, decode_drain, told_drain
+from registry.drains import UNHEARD, DrainRecord, decode_drain, told_drain
 from registry.etcd import Compare, Delete, EtcdClient, EtcdError, Operation, Put, Target, absent
 from registry.follow import Changes, Connection, Snapshot, Update, follow
 from registry.keys import DrainKey, Keyspace, ReadyKey
@@ -25,8 +26,8 @@ from registry.records import Condition, RecordError
 
 log = logging.getLogger(__name__)
 
-_PROGRESS = 5.0
 _RETRY = 1.0
+_UNHEARD = "drained unheard"
 
 
 class WishedDrain:
@@ -79,32 +80,21 @@ class WishedDrain:
 
     async def _drain(self, keys: frozenset[ReadyKey], watch: Watch) -> None:
         """Wait until nothing is in flight there, or until it is something else that drains."""
-        core, clock = self._core, asyncio.get_running_loop().time
+        core = self._core
         whole = self._wish is not None and self._wish.whole
         what = "all of it" if whole else ", ".join(sorted(f"{key.model} version {key.version}" for key in keys))
         drain = Drain(self._etcd, self._leased, core.instance, self._keyspace, () if whole else keys)
-        log.info("instance %s: draining %s", core.instance, what)
-        started, said = clock(), clock()
-        work = asyncio.create_task(drain.run(), name="drain")
-        try:
-            while not work.done() and core.undrained() == keys:
+
+        async def something_else() -> None:
+            while core.undrained() == keys:
                 self._moved.clear()
                 watch.published.clear()
-                change = asyncio.create_task(self._change(watch))
-                await asyncio.wait({work, change}, timeout=_PROGRESS, return_when=asyncio.FIRST_COMPLETED)
-                change.cancel()
-                if not work.done() and clock() - said >= _PROGRESS:
-                    said = clock()
-                    log.info(
-                        "instance %s: draining %s, waiting for %s", core.instance, what, "; ".join(drain.waiting())
-                    )
-        finally:
-            work.cancel()
-            await asyncio.wait({work})
-        if work.cancelled():
+                await self._change(watch)
+
+        if not await see_through(drain, core.instance, what, something_else()):
             return
-        work.result()
-        log.info("instance %s: drained %s in %.2f s", core.instance, what, clock() - started)
+        unheard = drain.unheard()
+        core.report(_UNHEARD, [Condition(UNHEARD, f"drained {what}, but {unheard}")] if unheard else ())
         core.drained(keys)
         watch.publish()
 
@@ -142,6 +132,7 @@ class WishedDrain:
         self._value, self._wish = value, wish
         self._core.wish(wish)
         self._core.report("stop", ())
+        self._core.report(_UNHEARD, ())
         watch.publish()
         self._moved.set()
 

@@ -14,6 +14,9 @@ from typing import Any
 
 from registry.records import read_document, read_field, read_flag, read_int64, read_text
 
+UNHEARD = "DrainedUnheard"
+"""The condition of an instance that counts as drained though nobody could say that nothing is in flight."""
+
 
 @dataclass(frozen=True, slots=True)
 class DrainTarget:

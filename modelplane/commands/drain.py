@@ -12,8 +12,8 @@ from datetime import UTC, datetime
 
 from modelplane.access import FleetConfig
 from modelplane.commandline import CommandLine
-from modelplane.draining import Follower, Goal, check_known, refuse_last, spares, targets_of
-from modelplane.errors import FAILURE, INTERRUPTED, OptionError
+from modelplane.draining import Follower, Goal, check_known, refuse_last, refuse_unheard, spares, targets_of
+from modelplane.errors import FAILURE, INTERRUPTED, UNHEARD, OptionError
 from modelplane.logs import LogOptions, configure
 from modelplane.waiting import Display
 from modelplane.who import operator
@@ -59,7 +59,12 @@ class DrainConfig:
         default=False,
         metadata={"help": "then stop the server, where its monitor has started it; when started again it serves again"},
     )
-    force: bool = field(default=False, metadata={"help": "even if it is the last that is ready for one of its models"})
+    force: bool = field(
+        default=False,
+        metadata={
+            "help": "even if it is the last that is ready for a model; with --stop also without any control plane"
+        },
+    )
     message: str = field(default="", metadata={"metavar": "TEXT", "help": "why, for whoever finds it drained"})
 
 
@@ -72,8 +77,9 @@ def command_line() -> CommandLine:
         arguments={"INSTANCE": "its name, as `modelplane status` shows it"},
         description="Let an instance, or some models of it, get no new requests, wait until all that it got are\n"
         "answered, and keep it so until `modelplane undrain`, across restarts too. Clients see nothing of it.\n"
-        "Exit code 0: drained (stopped with --stop). 1: not within the deadline, or refused. 2: wrong usage. 130:\n"
-        "Ctrl-C; like the deadline it ends the waiting, not the drain.",
+        "Exit code 0: drained (stopped with --stop). 1: not within the deadline, or refused. 2: wrong usage.\n"
+        "4: drained, but no control plane could say that nothing is in flight. 130: Ctrl-C; like the deadline it ends\n"
+        "the waiting, not the drain.",
         examples=(
             "modelplane drain tfs-0 --message 'new disk'",
             "modelplane drain tfs-0 --stop",
@@ -105,6 +111,8 @@ async def _drain(fleet: FleetConfig, instance: str, wish: DrainRecord, wait: Wai
         left = spares(registry.picture, instance, wanted, registry.drains)
         if not force:
             refuse_last(instance, left)
+            if wish.stop:
+                refuse_unheard(registry.picture, instance)
         return wanted, left.instances
 
     async with wishes(fleet) as registry:
@@ -119,7 +127,12 @@ async def _drain(fleet: FleetConfig, instance: str, wish: DrainRecord, wait: Wai
         follower = Follower(instance, wish, goal, registry.keyspace)
         code = await until_done(registry, follower, display, wait.deadline)
         if code == 0:
-            display.end(f"{what} {goal} in {display.seconds:.1f} s", _document(instance, wish, goal))
+            unheard = follower.unheard
+            document = _document(instance, wish, goal) | ({"unheard": unheard} if unheard else {})
+            display.end(f"{what} {goal} in {display.seconds:.1f} s", document)
+            if unheard:
+                sys.stderr.write(f"modelplane drain: {what}: nobody could say that nothing is in flight: {unheard}\n")
+                return UNHEARD
         else:
             _not_done(display, instance, wish, what, wait, code)
         return code

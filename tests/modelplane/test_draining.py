@@ -6,10 +6,19 @@ from dataclasses import replace
 
 import pytest
 
-from modelplane.draining import Follower, Goal, check_known, drain_records, refuse_last, spares, targets_of
+from modelplane.draining import (
+    Follower,
+    Goal,
+    check_known,
+    drain_records,
+    refuse_last,
+    refuse_unheard,
+    spares,
+    targets_of,
+)
 from modelplane.errors import OptionError, UserError
 from modelplane.fleet import Holding, Picture, State, Version
-from registry.drains import DrainRecord, DrainTarget, encode_drain
+from registry.drains import UNHEARD, DrainRecord, DrainTarget, encode_drain
 from registry.follow import Changes, Snapshot
 from registry.keys import DrainKey, InstanceKey, Keyspace, PlaneKey, ReadyKey
 from registry.records import (
@@ -189,3 +198,17 @@ def test_back_means_that_nothing_of_it_is_kept() -> None:
     assert world.waiting == "its monitor, to take it in"
     world.ready(1, ReadyState.LOADING)
     assert world.waiting == "done"
+
+
+def test_what_is_stopped_is_seen_by_a_control_plane() -> None:
+    with pytest.raises(UserError, match=r"no control plane.*--force"):
+        refuse_unheard(Picture(), "a")
+    refuse_unheard(Picture(planes={"p": PlaneRecord(1)}), "a")
+
+
+def test_a_drain_that_nobody_has_seen_is_told_even_after_the_server_has_stopped() -> None:
+    world = World(goal=Goal.STOPPED)
+    world.instance(InstanceState.DRAINED, (*ASKED, Condition(UNHEARD, "no control plane is registered")))
+    world.gone(InstanceKey("a"))
+    assert world.waiting == "done"
+    assert world.follower.unheard == "no control plane is registered"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,37 @@ def test_envoys_of_a_control_plane_that_had_gone_before_are_waited_for(listed: b
     back.apply({nodes: listed}, (), 0.0)
     back.apply({}, [nodes], 2.0)
     assert back.waiting() == (), "they had their time"
+
+
+def test_a_drain_that_nobody_has_seen_says_so() -> None:
+    nodes = KEYS.make(NodesKey("a"))
+    assert wait_for().unheard() == "no control plane is registered"
+    assert wait_for(a=PlaneRecord(REVISION)).unheard() == ""
+    wait = DrainWait("i", REVISION, KEYS)
+    wait.apply({nodes: b'{"connected":{"7":"envoy-a"}}'}, (), 0.0)
+    wait.apply({}, [nodes], 30.0)
+    assert wait.waiting() == ()
+    assert "no control plane is registered, and 1 Envoys" in wait.unheard()
+
+
+def test_envoys_of_a_lost_control_plane_that_nobody_has_heard_of_again_are_told() -> None:
+    done = PlaneRecord(REVISION, envoys=2, draining={"i": 0})
+    wait = wait_for(a=PlaneRecord(REVISION, envoys=1), b=done)
+    wait.apply({}, [key("a")], 0.0)
+    wait.apply({key("b"): encode_plane(replace(done, away=1))}, (), 1.0)
+    assert wait.unheard() == "", "they are waited for"
+    wait.apply({key("b"): encode_plane(done)}, (), 31.0)
+    wait.give_up(31.0)
+    assert wait.waiting() == ()
+    assert wait.unheard().startswith("1 Envoys that had lost their control plane were not heard of again")
+    wait.apply({key("b"): encode_plane(replace(done, envoys=3))}, (), 32.0)
+    assert wait.unheard() == ""
+
+
+def test_a_client_that_ends_its_connection_is_nothing_to_tell() -> None:
+    wait = wait_for(a=PlaneRecord(REVISION, envoys=3))
+    wait.apply({key("a"): encode_plane(PlaneRecord(REVISION, envoys=2, draining={"i": 0}))}, (), 1.0)
+    assert (wait.waiting(), wait.unheard()) == ((), "")
 
 
 def test_a_list_without_envoys_is_nothing_to_wait_for() -> None:
