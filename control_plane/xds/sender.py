@@ -1,7 +1,9 @@
 """Which responses of a stream go out now, in which order, and what a response holds.
 
 Invariant: within one call clusters come before endpoints, those before what names clusters, and nothing goes before
-its turn (order.py) or into a full window; what is held back merges in its Item.
+its turn (order.py) or into a full window; what is held back merges in its Item. Only a router's configuration goes
+before all of these if its turn has come already: what it needs is there, and if it no longer sends requests to a
+cluster, it must not come after the endpoints that this cluster is left without.
 """
 
 from __future__ import annotations
@@ -60,7 +62,8 @@ class Sender:
         """Everything that may go out now."""
         responses: list[bytes] = []
         by_rank = sorted(self._subscriptions.values(), key=lambda each: _RANK.get(each.type_url, _LAST))
-        for subscription in by_rank:
+        routers = [each for each in by_rank if each.type_url == EXTENSION_CONFIG]
+        for subscription in (*routers, *by_rank):
             while (response := self._respond(subscription, now)) is not None:
                 responses.append(response)
         if self._late:

@@ -16,6 +16,7 @@ import pytest
 from registry.keys import PolicyKey, TrafficKey
 from registry.policy.model import API_VERSION, KIND
 from registry.policy.stored import StoredPolicy, encode_stored
+from registry.records import ReadyState
 from registry.traffic import TrafficRecord, encode_traffic
 from tests.support.fleet import PREDICT
 from tests.support.registered import SPACE, Registered, registered_in
@@ -119,4 +120,22 @@ async def test_traffic_and_clusters_change_under_load(stack: Stack, tmp_path: Pa
                 name: one["cluster"] for name, one in before.items()
             }
             await clients.answered_by(3)
+        assert clients.failures == []
+
+
+async def test_a_version_s_last_instance_drains_without_a_failure(stack: Stack) -> None:
+    """Waits until its share has gone to the other version, and back, five times: no request may be drawn for a version
+    whose endpoints Envoy has been told to leave already."""
+    async with registered_in(stack, "a", "b") as fleet:
+        for name in "ab":
+            await fleet.register(name, 3)
+        await fleet.register("b", 4)
+        await share(fleet, {3: 1, 4: 1})
+        clients = Clients(stack.grpc)
+        async with clients.running():
+            for _ in range(5):
+                await clients.answered_by(3, 4)
+                await fleet.converged(await fleet.register("b", 4, state=ReadyState.DRAINING))
+                await clients.answered_by(3)
+                await fleet.converged(await fleet.register("b", 4))
         assert clients.failures == []

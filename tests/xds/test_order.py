@@ -465,6 +465,15 @@ def test_a_cluster_without_endpoints_goes_before_the_router_that_names_it():
     assert kinds(talk.change(B, router("a", "b", version=2))) == [CDS, ECDS]
 
 
+def test_a_router_that_leaves_a_cluster_goes_before_the_endpoints_that_leave_it():
+    talk = envoy_like(A, B, EA, EB, router("a", "b"))
+    assert kinds(talk.change(router("a", version=2), endpoints("b", 3))) == [ECDS, EDS]
+    talk.ack_all()
+    assert kinds(talk.change(router("a", "b", version=3), endpoints("b", 4))) == [EDS], (
+        "and back behind those that come"
+    )
+
+
 def test_a_removal_behind_a_full_window_goes_out_when_it_opens():
     talk = envoy_like(A, B, EA, EB, window=1, patience_seconds=60.0)
     (clusters,) = talk.change(C)

@@ -32,6 +32,9 @@ ADS = Source(
     ads=config_source_pb2.AggregatedConfigSource(), resource_api_version="V3", initial_fetch_timeout={"seconds": 0}
 )
 
+STATIC = 3
+"""Clusters that are the bootstrap's own: @xds, @shadow, @compare."""
+
 
 def separate_source(api_type: str) -> Source:
     """A stream of its own for each subscription: GRPC (state of the world) or DELTA_GRPC."""
