@@ -32,17 +32,21 @@ from tests.support.etcd import Etcd
 from tests.support.processes import ChildProcess, binary, free_port
 from tests.support.waiting import eventually
 
+_TOLD = 100
+"""Drains between two lines that tell how far it is."""
 _MODELPLANE = (sys.executable, "-m", "modelplane")
 
 
 @dataclass
 class Load:
-    """`clients` requests at a time, of mixed length; `idle`: seldom, and short. `codes` counts what came of them."""
+    """`clients` requests at a time, of mixed length, at most `longest` seconds; `idle`: seldom, and short. `codes`
+    counts what came of them."""
 
     target: str
     clients: int
     seed: int
     idle: bool = False
+    longest: float = 2.0
     codes: Counter[str] = field(default_factory=Counter)
 
     async def __aenter__(self) -> Load:
@@ -76,7 +80,8 @@ class Load:
         kind = choose.random()
         if kind < 0.8:
             return choose.randint(1, 10)
-        return choose.randint(50, 200) if kind < 0.97 else choose.randint(800, 2000)
+        longest = int(1000 * self.longest)
+        return choose.randint(50, 200) if kind < 0.97 else choose.randint(longest * 2 // 5, longest)
 
 
 @dataclass
@@ -134,6 +139,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--clients", type=int, default=12, metavar="N", help="requests at one time")
     flags.add_argument("--envoys", type=int, default=1, metavar="N")
     flags.add_argument("--idle", action="store_true", help="seldom and short requests: most instances are idle")
+    flags.add_argument("--longest", type=float, default=2.0, metavar="S", help="of a request; a run's time goes by it")
     flags.add_argument("--seed", type=int, default=1, metavar="N")
     return flags
 
@@ -165,13 +171,18 @@ async def measure(folder: Path, args: argparse.Namespace) -> Result:
         child = ChildProcess(command, log)
         started = time.monotonic()
         try:
-            async with Load(f"127.0.0.1:{fleet.port}", 3 if args.idle else args.clients, args.seed, args.idle) as load:
-                while child.output.count('{"instance"') < args.drains:
+            clients = 3 if args.idle else args.clients
+            async with Load(f"127.0.0.1:{fleet.port}", clients, args.seed, args.idle, args.longest) as load:
+                told = 0
+                while (drained := child.output.count('{"instance"')) < args.drains:
+                    if drained >= told + _TOLD:
+                        told = drained
+                        print(f"  {drained} drains in {time.monotonic() - started:.0f} s", file=sys.stderr)
                     if not child.alive():
                         raise BenchError(f"the instances have ended:\n{child.output[-3000:]}")
                     if time.monotonic() - started > 60 + 3 * args.drains:
                         raise BenchError(f"not done after {time.monotonic() - started:.0f} s; see {log}")
-                    await asyncio.sleep(0.1)
+                    await asyncio.sleep(0.25)
             said = [json.loads(line) for line in child.output.splitlines() if line.startswith("{")]
             rows = [Drained(**one) for one in said if "late" not in one]
             late = [one["late"] for one in said if "late" in one]
