@@ -10,7 +10,7 @@ from modelplane.fleet import Picture, State, Version
 from modelplane.lines import Line, Tone, block
 from modelplane.policies.view import PolicyView, told_instances, told_strategy, told_traffic, told_versions
 from modelplane.policies.waiting import told_rollout
-from modelplane.table import describe
+from modelplane.table import describe, listed
 from registry.rollouts import Phase
 
 _UNREADABLE = "unreadable"
@@ -72,33 +72,52 @@ def models(picture: Picture, view: PolicyView, name: str = "", *, wide: bool = F
 
 
 def versions(picture: Picture, view: PolicyView, name: str = "", *, wide: bool = False) -> Table:
-    """A row for each version that an instance knows or that traffic goes to; `name`: only of this model."""
+    """A row for each version that an instance knows or that lies on a disk; `name`: only of this model."""
     head = ("MODEL", "VERSION", "TRAFFIC", "LABELS", "READY", "STATE")
+    known = [row for row in picture.versions if name in ("", row.model)]
+    held = {(row.model, row.version) for row in known}
+    disks = {
+        model: view.on_disk(model) for model in sorted({one for disk in view.disks.values() for one in disk.models})
+    }
+    known += [
+        Version(model, version, served=False, holdings={})
+        for model, found in disks.items()
+        for version in found
+        if name in ("", model) and (model, version) not in held
+    ]
     rows, documents = {}, {}
-    for row in picture.versions:
-        if name and row.model != name:
-            continue
-        traffic, kept = view.traffic.get(row.model), view.kept.get(row.model)
-        labels = traffic.labels if traffic else (kept.policy.labels if kept and kept.policy else {})
-        named = [label for label, version in labels.items() if version == row.version]
+    for row in sorted(known, key=lambda row: (row.model, -row.version)):
+        disk = disks.get(row.model, {}).get(row.version, [])
+        labels = _labels(view, row)
         share = _share(view, row)
-        ready = sum(held.state is State.READY for held in row.holdings.values())
+        ready = sum(one.state is State.READY for one in row.holdings.values())
         key = f"{row.model}@{row.version}"
-        state = describe(row.holdings)
-        cells = (row.model, str(row.version), share, ",".join(named) or "-", f"{ready}/{len(row.holdings)}")
-        rows[key] = ((*cells, state if wide else _short(row)), Tone.PLAIN if ready else Tone.WAITING)
+        cells = (row.model, str(row.version), share, ",".join(labels) or "-", f"{ready}/{len(row.holdings)}")
+        rows[key] = ((*cells, _state(row, disk, wide=wide)), Tone.PLAIN if ready else Tone.WAITING)
         documents[key] = {
             "model": row.model,
             "version": row.version,
             "served": row.served,
             "traffic": share,
-            "labels": named,
+            "labels": labels,
             "ready": ready,
-            "instances": {one: held.state for one, held in row.holdings.items()},
+            "instances": {one: holding.state for one, holding in row.holdings.items()},
+            "onDisk": disk,
         }
-    return Table(
-        head, rows, documents, "The registry knows no version of it." if name else "No instance knows a model."
-    )
+    empty = f"No instance knows a version of {name}." if name else "No instance knows a model."
+    return Table(head, rows, documents, empty)
+
+
+def _labels(view: PolicyView, row: Version) -> list[str]:
+    traffic, kept = view.traffic.get(row.model), view.kept.get(row.model)
+    labels = traffic.labels if traffic else (kept.policy.labels if kept and kept.policy else {})
+    return [label for label, version in labels.items() if version == row.version]
+
+
+def _state(row: Version, disk: list[str], *, wide: bool) -> str:
+    if not row.holdings:
+        return f"on disk of {listed(disk)}" if wide else "on disk only"
+    return describe(row.holdings) if wide else _short(row)
 
 
 def _share(view: PolicyView, row: Version) -> str:

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from registry.follow import Changes, Snapshot, Update
-from registry.keys import Keyspace, PolicyKey, RolloutKey, TrafficKey
+from registry.found import Found, decode_found
+from registry.keys import DiskKey, Keyspace, PolicyKey, RolloutKey, TrafficKey
 from registry.policy.model import Canary, Policy
 from registry.policy.stored import StoredPolicy, decode_stored, read_stored
 from registry.records import RecordError
@@ -34,6 +35,8 @@ class PolicyView:
     kept: dict[str, Kept] = field(default_factory=dict)
     traffic: dict[str, TrafficRecord] = field(default_factory=dict)
     rollouts: dict[str, RolloutRecord] = field(default_factory=dict)
+    disks: dict[str, Found] = field(default_factory=dict)
+    """By instance: what lies under the base paths."""
 
     def apply(self, update: Update) -> None:
         """Take one update in."""
@@ -56,6 +59,8 @@ class PolicyView:
                         self.traffic[model] = decode_traffic(value)
                     case RolloutKey(model):
                         self.rollouts[model] = decode_rollout(value)
+                    case DiskKey(instance):
+                        self.disks[instance] = decode_found(value)
             except RecordError:
                 # The leader's own, of another version perhaps: what is known is the better thing to show.
                 continue
@@ -68,6 +73,16 @@ class PolicyView:
                 self.traffic.pop(model, None)
             case RolloutKey(model):
                 self.rollouts.pop(model, None)
+            case DiskKey(instance):
+                self.disks.pop(instance, None)
+
+    def on_disk(self, model: str) -> dict[int, list[str]]:
+        """The versions that lie under the model's base path, newest first, and on which instances' disks."""
+        found: dict[int, list[str]] = {}
+        for instance, disk in sorted(self.disks.items()):
+            for version in disk.models[model].versions if model in disk.models else ():
+                found.setdefault(version, []).append(instance)
+        return dict(sorted(found.items(), reverse=True))
 
 
 def keep(raw: bytes, model: str) -> Kept:

@@ -133,12 +133,13 @@ def test_the_servers_command_is_left_alone(argv: list[str], expected: tuple[list
 
 
 @pytest.mark.parametrize("argv", [["--help"], ["monitor", "--help"], ["control-plane", "--help"]])
-def test_services_never_import_tensorflow(argv: list[str]) -> None:
+def test_services_never_import_tensorflow_nor_yaml(argv: list[str]) -> None:
     code = (
         "import sys; from modelplane.cli import main\n"
         f"try: main({argv!r})\n"
         "except SystemExit: pass\n"
-        "bad = [one for one in sys.modules if one.split('.')[0] in ('tensorflow', 'tensorflow_serving', 'sklearn')]\n"
+        "unwanted = {'tensorflow', 'tensorflow_serving', 'sklearn', 'yaml'}\n"
+        "bad = unwanted & {one.split('.')[0] for one in sys.modules}\n"
         "sys.exit(1 if bad else 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)

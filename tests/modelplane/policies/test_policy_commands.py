@@ -21,8 +21,10 @@ from modelplane.errors import ConflictError
 from modelplane.policies.documents import read_documents
 from modelplane.policies.store import HISTORY, Change, Done, policy_store
 from registry.etcd import EtcdClient, EtcdConfig
-from registry.keys import HistoryKey, Keyspace, PolicyKey, RolloutKey, TrafficKey
+from registry.found import Found, FoundModel, encode_found
+from registry.keys import DiskKey, HistoryKey, Keyspace, PolicyKey, ReadyKey, RolloutKey, TrafficKey
 from registry.policy.stored import decode_stored, read_stored
+from registry.records import ReadyRecord, ReadyState, encode_ready
 from registry.rollouts import Phase, RolloutRecord, encode_rollout
 from registry.traffic import TrafficRecord, encode_traffic
 from tests.support.etcd import Etcd
@@ -345,6 +347,21 @@ def test_waiting_ends_as_the_rollout_does(mp: Callable[..., Ran], etcd: Etcd) ->
     etcd.ctl("put", KEYS.make(TrafficKey("routed")), text=encode_traffic(TrafficRecord({3: 1}, generation=1)).decode())
     assert mp("apply", "-f", "-", "--wait", text=policy("routed", "{timeout: 2s}")).code == 0
     assert [line.split()[-1] for line in mp("get", "models").out.splitlines()] == ["ROLLOUT", "back", "-"]
+
+
+def test_versions_are_told_with_what_lies_on_disk(mp: Callable[..., Ran], etcd: Etcd) -> None:
+    found = Found({"digits": FoundModel("/models/digits", {3: 10, 4: 10})})
+    etcd.ctl("put", KEYS.make(DiskKey("tfs-0")), text=encode_found(found).decode())
+    ready = ReadyRecord(ReadyState.READY, "127.0.0.1", 21000)
+    etcd.ctl("put", KEYS.make(ReadyKey("digits", 3, "tfs-0")), text=encode_ready(ready).decode())
+    etcd.ctl("put", KEYS.make(TrafficKey("digits")), text=encode_traffic(TrafficRecord({3: 1}, {"stable": 3})).decode())
+    assert [line.split() for line in mp("get", "versions").out.splitlines()[1:]] == [
+        ["digits", "4", "-", "-", "0/0", "on", "disk", "only"],
+        ["digits", "3", "100%", "stable", "1/1", "ready", "1"],
+    ]
+    newer, older = json.loads(mp("get", "versions", "digits", "-o", "json").out)["versions"]
+    assert (newer["onDisk"], older["instances"], older["labels"]) == (["tfs-0"], {"tfs-0": "ready"}, ["stable"])
+    assert mp("get", "versions", "other").code == 1
 
 
 def test_watching_tells_what_changes(mp: Callable[..., Ran], etcd: Etcd) -> None:
