@@ -154,22 +154,25 @@ class Manage:
         self,
         held: Mapping[str, Held | None],
         in_force: Mapping[str, frozenset[int]],
+        possible: Mapping[str, frozenset[int]],
         files: Mapping[tuple[str, int], object],
         now: float,
     ) -> None:
         """Decide anew. `held`: what the server says of each model; None: nothing at present. `in_force`: the versions
-        in the configuration that it has, as far as is known. `files`: what versions look like on its disk, by base path
-        and number, where that can be seen; it has to be equal as long as they don't change."""
+        in the configuration that it certainly has; `possible`: in any that it may have, or get. `files`: what versions
+        look like on its disk, by base path and number, where that can be seen; equal as long as they don't change."""
         for name, model in list(self._models.items()) if self._known else ():
             there = held.get(name)
             if there is None:
                 continue
-            self._adopt(model, there)
+            may_come = possible.get(name, frozenset())
+            self._adopt(model, there, may_come)
             for version, attempt in model.attempts.items():
                 look = files.get((model.base_path, version))
                 self._follow(attempt, there.get(version), version in in_force.get(name, ()), look, now)
             self._decide(model, there, now)
-            if model.assigned is None and not model.target and not any(one.state in _LIVE for one in there.values()):
+            ended = not may_come and not any(one.state in _LIVE for one in there.values())
+            if model.assigned is None and not model.target and ended:
                 del self._models[name]
 
     # --- decisions ----------------------------------------------------------------------------------------------
@@ -210,14 +213,14 @@ class Manage:
 
     # --- inside -------------------------------------------------------------------------------------------------
 
-    def _adopt(self, model: ManagedModel, there: Held) -> None:
+    def _adopt(self, model: ManagedModel, there: Held, may_come: frozenset[int]) -> None:
         """What somebody else had it load is kept until it is drained, as if it had been assigned."""
         model.seen = True
         live = {version for version, one in there.items() if one.state in _LIVE}
         model.target |= live - model.retired
         # Until it is gone: it may become AVAILABLE after it was taken out of the configuration.
-        model.retired &= live | (model.target - model.versions)
-        model.dropped &= live
+        model.retired &= live | may_come | (model.target - model.versions)
+        model.dropped &= live | may_come
 
     def _follow(self, attempt: Attempt, one: HeldVersion | None, configured: bool, files: object, now: float) -> None:
         if attempt.out and files is not None and files != attempt.files:
@@ -267,7 +270,7 @@ class Manage:
         gone = {version for version in leaving & model.retired if _out_of_use(there.get(version))}
         out = {version for version, attempt in model.attempts.items() if attempt.out} if not model.moved_away else set()
         model.target = (assigned - out) | (leaving - gone)
-        model.dropped |= gone & there.keys()
+        model.dropped |= gone
         if not model.target and model.assigned is not None:
             model.base_path, model.platform = model.assigned.base_path, model.assigned.platform
 

@@ -186,12 +186,12 @@ class Manager:
             machine.restarted()
         self._watch.manage(machine.watched())
         held = {name: self._core.held(name) for name in machine.models}
-        machine.step(held, self._reload.certain(), self._disk.stamps, now)
+        machine.step(held, self._reload.certain(), self._reload.possible(), self._disk.stamps, now)
         self._core.retire(machine.retired)
         targets = machine.targets(now)
         if targets is not None and targets != self._targets:
             self._targets = targets
-            self._reloader.want(_config(self._own, targets))
+            self._reloader.want(configuration(self._own, targets))
         found = self._told.update({**machine.conditions(held, now), **self._retirements.conditions()})
         unreadable = [Condition("AssignmentUnreadable", self._unreadable)] if self._unreadable else []
         reload = self._reload.conditions(now, but=("LoadFailed",))
@@ -199,7 +199,8 @@ class Manager:
         self._watch.publish_soon()
 
 
-def _config(own: Mapping[str, tfs.ModelConfig], targets: Mapping[str, Target]) -> tfs.ModelServerConfig:
+def configuration(own: Mapping[str, tfs.ModelConfig], targets: Mapping[str, Target]) -> tfs.ModelServerConfig:
+    """All that the server is to have, its own models as they are."""
     config = tfs.ModelServerConfig()
     config.model_config_list.config.extend(own.values())
     for name, target in sorted(targets.items()):

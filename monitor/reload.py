@@ -210,13 +210,26 @@ class Reload:
 
     def certain(self) -> Mapping[str, frozenset[int]]:
         """By model, the versions that it is told of by name in every configuration that may be in force now."""
-        calls = [*self._outstanding, *([self._in_flight] if self._in_flight else [])]
-        found = {name: frozenset(one.model_version_policy.specific.versions) for name, one in self._in_force.items()}
-        for sent in calls:
-            for name, versions in found.items():
-                there = sent.configs.get(name)
-                found[name] = versions & set(there.model_version_policy.specific.versions if there else ())
+        first, *others = self._possibly_in_force()
+        return {
+            name: frozenset.intersection(has, *(one.get(name, has - has) for one in others))
+            for name, has in first.items()
+        }
+
+    def possible(self) -> Mapping[str, frozenset[int]]:
+        """The same for any configuration that may be in force, or get so."""
+        found: dict[str, frozenset[int]] = {}
+        for configs in self._possibly_in_force():
+            for name, versions in configs.items():
+                found[name] = found.get(name, versions) | versions
         return found
+
+    def _possibly_in_force(self) -> list[Mapping[str, frozenset[int]]]:
+        sent = [*self._outstanding, *([self._in_flight] if self._in_flight else [])]
+        return [
+            {name: frozenset(one.model_version_policy.specific.versions) for name, one in configs.items()}
+            for configs in (self._in_force, *(one.configs for one in sent))
+        ]
 
     def conditions(self, now: float, but: Collection[str] = ()) -> tuple[Condition, ...]:
         """The troubles by name, each told once in the log when it begins and when it ends; `but` those of these
