@@ -27,6 +27,7 @@ def command_line() -> CommandLine:
         examples=(
             "modelplane up",
             "modelplane up --instances 3 --model mnist=/models/mnist --model bert=/models/bert",
+            "modelplane up --manage --instances 3 --instance-label tfs-0:gpu=a100",
             "modelplane up --state /tmp/second --grpc-port 0 --rest-port 0 --admin-port 0 --xds-port 0 --http-port 0",
         ),
     )

@@ -50,6 +50,20 @@ class UpConfig:
         },
     )
     instances: int = field(default=2, metadata={"metavar": "N", "help": "model servers, each with a monitor"})
+    manage: bool = field(
+        default=False,
+        metadata={
+            "help": "start the servers empty and load what policies want (`modelplane apply`); for each model there is "
+            "one to begin with in the state folder"
+        },
+    )
+    instance_label: tuple[str, ...] = field(
+        default=(),
+        metadata={
+            "metavar": "INSTANCE:NAME=VALUE",
+            "help": "with --manage, what policies select an instance by, such as tfs-0:gpu=a100; repeatable",
+        },
+    )
     server: str = field(
         default="auto",
         metadata={
@@ -84,6 +98,7 @@ class UpConfig:
     def __post_init__(self) -> None:
         if not 1 <= self.instances <= 64:
             raise ValueError(f"--instances: {self.instances} is not between 1 and 64")
+        self._check_labels()
         try:
             ipaddress.ip_address(self.listen)
         except ValueError:
@@ -93,3 +108,22 @@ class UpConfig:
                 EtcdConfig((self.etcd,))
             except ValueError:
                 raise ValueError(f"--etcd: {self.etcd!r} is not HOST:PORT, for example 127.0.0.1:2379") from None
+
+    def _check_labels(self) -> None:
+        for text in self.instance_label:
+            name, colon, label = text.partition(":")
+            if not colon or not all(label.partition("=")[:2]):
+                raise ValueError(f"--instance-label: {text!r}: write INSTANCE:NAME=VALUE, for example tfs-0:gpu=a100")
+            if name not in self.names:
+                raise ValueError(f"--instance-label: {text!r}: the instances are {', '.join(self.names)}")
+        if self.instance_label and not self.manage:
+            raise ValueError("--instance-label: only managed instances are selected by labels; add --manage")
+
+    @property
+    def names(self) -> list[str]:
+        """The instances."""
+        return [f"tfs-{number}" for number in range(self.instances)]
+
+    def labels(self, instance: str) -> list[str]:
+        """Those of one instance, NAME=VALUE."""
+        return [text.partition(":")[2] for text in self.instance_label if text.partition(":")[0] == instance]

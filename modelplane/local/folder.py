@@ -45,6 +45,11 @@ class StateFolder:
         return self.path / "models"
 
     @property
+    def policies(self) -> Path:
+        """A policy for each model, to begin with."""
+        return self.path / "policies"
+
+    @property
     def etcd(self) -> Path:
         """etcd's data."""
         return self.path / "etcd"

@@ -10,10 +10,12 @@ from modelplane.local.checks import connects
 from modelplane.local.models import Source, config_file
 from modelplane.local.ports import any_free
 from modelplane.local.processes import Program
-from modelplane.local.programs import DRAIN_DEADLINE, QUIET, Shared, instance
+from modelplane.local.programs import DRAIN_DEADLINE, QUIET, Shared, instance, managed_instance
 
 STAGE = 0
 """Instances end first, while Envoy and the control plane are there to let them drain."""
+_GRACE = DRAIN_DEADLINE + 12.0
+"""Seconds for the drain, then for the server's own end."""
 
 
 class Instance:
@@ -40,8 +42,7 @@ class Instance:
             self._command,
             logs / f"{self.name}.log",
             stage=STAGE,
-            # The drain, then the server's own end.
-            grace=DRAIN_DEADLINE + 12.0,
+            grace=_GRACE,
             env=QUIET,
             started=self._give_models,
         )
@@ -61,3 +62,26 @@ class Instance:
         temporary = self.file.with_suffix(".new")
         temporary.write_text(config_file(models), encoding="utf-8")
         temporary.rename(self.file)
+
+
+class ManagedInstance:
+    """A server that starts without models; its monitor loads what is assigned."""
+
+    def __init__(
+        self, name: str, shared: Shared, server: Sequence[str], labels: Iterable[str] = (), memory: int = 0
+    ) -> None:
+        self.name = name
+        self._shared = shared
+        self._server = server
+        self._labels = tuple(labels)
+        self._memory = memory
+
+    def program(self, logs: Path) -> Program:
+        """As a child of the stack."""
+        log = logs / f"{self.name}.log"
+        return Program(self.name, self._command, log, stage=STAGE, grace=_GRACE, env=QUIET)
+
+    def _command(self) -> list[str]:
+        port = any_free()
+        ports = port, any_free([port])
+        return managed_instance(self.name, self._shared, self._server, ports, self._labels, self._memory)

@@ -8,7 +8,7 @@ import shlex
 import shutil
 import sys
 import sysconfig
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -113,6 +113,33 @@ def envoy(binary: str, bootstrap: Path) -> list[str]:
     return [binary, "-c", str(bootstrap), "--disable-hot-restart", "--log-level", "warning"]
 
 
+def managed_instance(
+    name: str,
+    shared: Shared,
+    server: Sequence[str],
+    ports: tuple[int, int],
+    labels: Iterable[str],
+    memory: int,
+) -> list[str]:
+    """A monitor that starts and owns a model server without models, and loads what is assigned to it. `ports`: gRPC and
+    REST; `memory`: bytes."""
+    return modelplane(
+        "monitor",
+        *shared.flags(),
+        *_place(name),
+        "--manage",
+        *(f"--label={label}" for label in labels),
+        *(f"--memory={memory}" for _ in range(bool(memory))),
+        "--",
+        *server,
+        *(f"--port={ports[0]}", f"--rest_api_port={ports[1]}"),
+    )
+
+
+def _place(name: str) -> tuple[str, ...]:
+    return ("--instance", name, "--advertise-address", "127.0.0.1", "--drain-deadline", f"{DRAIN_DEADLINE:g}")
+
+
 def instance(
     name: str, shared: Shared, server: Sequence[str], grpc_port: int, rest_port: int, models: Path
 ) -> list[str]:
@@ -120,7 +147,7 @@ def instance(
     return modelplane(
         "monitor",
         *shared.flags(),
-        *("--instance", name, "--advertise-address", "127.0.0.1", "--drain-deadline", f"{DRAIN_DEADLINE:g}"),
+        *_place(name),
         "--",
         *server,
         *(f"--port={grpc_port}", f"--rest_api_port={rest_port}"),

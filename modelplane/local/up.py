@@ -22,16 +22,19 @@ from modelplane.local.checks import connects, http_ok
 from modelplane.local.config import UpConfig
 from modelplane.local.folder import Stack, StateFolder
 from modelplane.local.instance import STAGE as INSTANCE_STAGE
-from modelplane.local.instance import Instance
+from modelplane.local.instance import Instance, ManagedInstance
 from modelplane.local.models import Source, example_models, examples_folder, examples_there
+from modelplane.local.policies import write_policies
 from modelplane.local.ports import Wanted, assign
 from modelplane.local.processes import Children, Ended, Program, become_subreaper
 from modelplane.local.progress import Progress
 from modelplane.screen import Screen
 from modelplane.table import changes, table
+from monitor.memory import memory_beside
 from registry.etcd import EtcdClient, EtcdConfig
 from registry.follow import follow
 from registry.keys import Keyspace
+from registry.records import InstanceState
 
 ETCD, CONTROL_PLANE, ENVOY = "etcd", "control-plane", "envoy"
 _STAGES = {ENVOY: INSTANCE_STAGE + 1, CONTROL_PLANE: INSTANCE_STAGE + 2, ETCD: INSTANCE_STAGE + 3}
@@ -98,7 +101,7 @@ class LocalStack:
         self._keyspace = Keyspace(config.prefix)
         address = config.etcd or f"127.0.0.1:{self._ports['etcd']}"
         self._shared = programs.Shared(address, self._keyspace.prefix, passed_on)
-        self._names = [f"tfs-{number}" for number in range(config.instances)]
+        self._names = config.names
         self._children = Children(self._child_ended)
         self._fleet = Fleet(self._keyspace)
         self._picture = Picture()
@@ -160,7 +163,7 @@ class LocalStack:
             animation.cancel()
             self._screen.block([])
             self._say_where()
-            if self._examples and self._config.client:
+            if self._examples and self._config.client and not self._config.manage:
                 await self._run_client()
             await self._show_fleet()
 
@@ -229,9 +232,10 @@ class LocalStack:
     async def _start_instances(self) -> None:
         with self._progress.step("model servers") as step:
             kind = "the stand-in server" if self._server[0] != programs.find_binary("tensorflow_model_server") else ""
+            if self._config.manage:
+                write_policies(self._models, self._folder.policies)
             for name in self._names:
-                made = Instance(name, self._folder.instances, self._shared, self._server, self._models)
-                self._children.add(made.program(self._folder.logs))
+                self._children.add(self._instance(name).program(self._folder.logs))
 
             def settled() -> bool:
                 step.note = self._loading_note()
@@ -248,10 +252,20 @@ class LocalStack:
                 step.details.append(f"Envoy has not confirmed the models; see the logs in {self._folder.logs}")
             step.note = f"{len(self._names)} x {kind or self._server[0]}"
 
+    def _instance(self, name: str) -> Instance | ManagedInstance:
+        if not self._config.manage:
+            return Instance(name, self._folder.instances, self._shared, self._server, self._models)
+        memory = memory_beside(shared=True) // len(self._names)
+        return ManagedInstance(name, self._shared, self._server, self._config.labels(name), memory)
+
     def _loading_note(self) -> str:
         """Which models some instance has neither ready nor given up; empty if there are none."""
         waiting = []
-        for name in self._names:
+        if self._config.manage:
+            instances = self._picture.instances
+            there = [name for name, record in instances.items() if record.state is InstanceState.SERVING]
+            waiting = [name for name in self._names if name not in there]
+        for name in self._names if not self._config.manage else ():
             for model in self._models:
                 held = self._picture.holdings(name, model.name)
                 if not held or any(one.state in (State.LOADING, State.PROVING) for one in held):
@@ -268,6 +282,7 @@ class LocalStack:
                 f"  REST      http://{self._client_address('rest')}/v1/models/{quote(self._models[0].name, safe='')}",
                 "Look inside:",
                 f"  fleet     {programs.shown_binary('modelplane')} status{state}",
+                *self._say_how(state),
                 f"  Envoys    {programs.shown_binary('modelplane')} get envoys{state}",
                 f"  metrics   http://127.0.0.1:{self._ports['http']}/metrics",
                 f"  Envoy     http://127.0.0.1:{self._ports['admin']}",
@@ -277,6 +292,12 @@ class LocalStack:
                 "",
             ]
         )
+
+    def _say_how(self, state: str) -> list[str]:
+        if not self._config.manage:
+            return []
+        policies = programs.shown_path(self._folder.policies)
+        return [f"  models    {programs.shown_binary('modelplane')} apply -f {policies}{state}"]
 
     async def _run_client(self) -> None:
         if not all(

@@ -26,7 +26,7 @@ from tests.monitor.registry_view import RegistryView
 from tests.support import saved_models
 from tests.support.etcd import Etcd
 from tests.support.model_server import ModelServer
-from tests.support.processes import ChildProcess
+from tests.support.processes import ChildProcess, free_port
 from tests.support.reloading import states
 from tests.support.waiting import eventually
 
@@ -209,11 +209,9 @@ async def test_goes_on_from_what_it_sees(etcd: Etcd, registry: RegistryView, tmp
 async def test_a_server_of_its_own_starts_empty_and_one_that_can_not_be_managed_is_refused(
     etcd: Etcd, registry: RegistryView, tmp_path: Path
 ) -> None:
-    m, own = tmp_path / "m", tmp_path / "own"
+    m = tmp_path / "m"
     saved_models.half_plus_two(m, 1)
     server = (sys.executable, "-m", "model_server", "--rest_api_port=0", "--bind_address=127.0.0.1")
-    from tests.support.processes import free_port
-
     port = free_port()
     command = [sys.executable, "-m", "modelplane", "monitor", f"--etcd={etcd.endpoint}", "--instance=i", "--manage"]
     with ChildProcess([*command, "--", *server, f"--port={port}"], tmp_path / "log"):
@@ -224,4 +222,3 @@ async def test_a_server_of_its_own_starts_empty_and_one_that_can_not_be_managed_
             await run(MonitorConfig(manage=True), (*server, f"--port={port}", *flags))
     with pytest.raises(MonitorError, match="model m is not known"):
         await run(MonitorConfig(manage=True, target=f"127.0.0.1:{port}", model=("m",)))
-    assert not own.exists()
