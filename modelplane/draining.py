@@ -195,6 +195,11 @@ class Follower:
         if self.wish.whole and record.state is not InstanceState.DRAINED:
             return Progress(False, (f"instance {self.instance}, which is {record.state.lower()}",))
         if self.goal is Goal.STOPPED:
+            if self.unheard and not self.wish.force:
+                raise UserError(
+                    f"instance {self.instance} is not stopped, since nobody could say that nothing is in flight on it: "
+                    f"{self.unheard}; say --force"
+                )
             for condition in record.conditions:
                 if condition.name == "StopNotPossible":
                     raise UserError(f"instance {self.instance} is drained, but {condition.text}")

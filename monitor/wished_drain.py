@@ -53,6 +53,7 @@ class WishedDrain:
         self._wish: DrainRecord | None = None
         self._moved = asyncio.Event()
         self._stopping = False
+        self._unheard = ""
 
     async def run(self, watch: Watch) -> None:
         """Drain whatever is wanted drained, until cancelled. Started before the registration, which waits for
@@ -65,9 +66,14 @@ class WishedDrain:
                 if keys := self._core.undrained():
                     await self._drain(keys, watch)
                     continue
-                if self._wish is not None and self._wish.stop and self._wish.whole and self.known.is_set():
+                if self._is_to_stop() and self.known.is_set():
                     await self._end(watch)
                 await self._change(watch)
+
+    def _is_to_stop(self) -> bool:
+        wish = self._wish
+        # The server may be in the middle of requests that nobody knows of.
+        return wish is not None and wish.stop and wish.whole and (wish.force or not self._unheard)
 
     async def _change(self, watch: Watch) -> None:
         """Wait until something else is wanted or was published."""
@@ -93,8 +99,9 @@ class WishedDrain:
 
         if not await see_through(drain, core.instance, what, something_else()):
             return
-        unheard = drain.unheard()
-        core.report(_UNHEARD, [Condition(UNHEARD, f"drained {what}, but {unheard}")] if unheard else ())
+        self._unheard = drain.unheard()
+        told = [Condition(UNHEARD, f"drained {what}, but {self._unheard}")] if self._unheard else ()
+        core.report(_UNHEARD, told)
         core.drained(keys)
         watch.publish()
 
@@ -132,7 +139,9 @@ class WishedDrain:
         self._value, self._wish = value, wish
         self._core.wish(wish)
         self._core.report("stop", ())
-        self._core.report(_UNHEARD, ())
+        if wish is None:
+            self._unheard = ""
+            self._core.report(_UNHEARD, ())
         watch.publish()
         self._moved.set()
 

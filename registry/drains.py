@@ -36,13 +36,15 @@ class DrainTarget:
 @dataclass(frozen=True, slots=True)
 class DrainRecord:
     """`targets`: what of the instance; none: all of it. `by`: who asked, USER@HOST; `since`: when, RFC 3339. `stop`: a
-    monitor that owns its server stops it once it is drained, deletes the record, and ends."""
+    monitor that owns its server stops it once it is drained, deletes the record, and ends. `force`: also if nobody
+    could say that nothing is in flight on it."""
 
     targets: tuple[DrainTarget, ...] = ()
     by: str = ""
     since: str = ""
     message: str = ""
     stop: bool = False
+    force: bool = False
 
     def covers(self, model: str, version: int) -> bool:
         """Whether this version of this model is to be drained."""
@@ -70,9 +72,10 @@ def added(known: DrainRecord | None, wish: DrainRecord) -> DrainRecord:
         targets: tuple[DrainTarget, ...] = ()
     else:
         targets = _least({*known.targets, *wish.targets})
-    if targets == known.targets and (known.stop or not wish.stop):
+    if targets == known.targets and known.stop >= wish.stop and known.force >= wish.force:
         return replace(known, message=wish.message or known.message)
-    return replace(wish, targets=targets, message=wish.message or known.message, stop=known.stop or wish.stop)
+    stop, force = known.stop or wish.stop, known.force or wish.force
+    return replace(wish, targets=targets, message=wish.message or known.message, stop=stop, force=force)
 
 
 def removed(known: DrainRecord, targets: Iterable[DrainTarget]) -> DrainRecord | None:
@@ -131,6 +134,8 @@ def encode_drain(record: DrainRecord) -> bytes:
         ],
         "stop": record.stop,
     }
+    if record.force:
+        document["force"] = True
     return json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode()
 
 
@@ -141,6 +146,7 @@ def decode_drain(raw: bytes) -> DrainRecord:
     return DrainRecord(
         read_field(document, "targets", lambda rows: tuple(map(_target, rows)), ()),
         stop=read_field(document, "stop", read_flag, default=False),
+        force=read_field(document, "force", read_flag, default=False),
         **texts,
     )
 

@@ -99,7 +99,8 @@ def run(argv: Sequence[str]) -> int:
     if targets and config.stop:
         raise OptionError("--stop with --model: the server can't be stopped while it goes on with other models")
     now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    wish = DrainRecord(targets, operator(), now, config.message, config.stop)
+    force = config.stop and config.force
+    wish = DrainRecord(targets, operator(), now, config.message, config.stop, force)
     configure(settings[LogOptions].logging)
     return asyncio.run(_drain(settings[FleetConfig], instance, wish, wait, force=config.force))
 

@@ -19,6 +19,7 @@ RECORDS = st.builds(
     since=st.text(max_size=5),
     message=st.text(max_size=5),
     stop=st.booleans(),
+    force=st.booleans(),
 )
 SERVABLES = [(model, version) for model in ("a", "b", "a@1") for version in range(4)]
 
@@ -44,6 +45,7 @@ def test_what_is_added_is_covered_and_so_is_all_that_was(known: DrainRecord | No
         before = known is not None and known.covers(*servable)
         assert both.covers(*servable) == (before or wish.covers(*servable))
     assert both.stop == (wish.stop or (known is not None and known.stop))
+    assert both.force == (wish.force or (known is not None and known.force))
     assert set(added(both, wish).targets) == set(both.targets)
 
 
