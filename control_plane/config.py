@@ -68,6 +68,14 @@ class ControlPlaneConfig:
             "metavar": "SECONDS",
         },
     )
+    statistics_interval: float = field(
+        default=5.0,
+        metadata={
+            "help": "how often Envoys tell how many requests they have sent where (load reports), for `modelplane "
+            "top`, `get instances` and canaries; longer by itself where there are many Envoys and models; 0: never",
+            "metavar": "SECONDS",
+        },
+    )
     data_plane: DataPlaneSettings = field(default_factory=DataPlaneSettings)
 
     def __post_init__(self) -> None:
@@ -82,6 +90,7 @@ class ControlPlaneConfig:
             ("empty_registry_grace", 0.0),
             ("settle_time", 0.0),
             ("lost_envoy_grace", 0.0),
+            ("statistics_interval", 0.0),
         ):
             if not low <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name}: {getattr(self, name)} is not possible; give at least {low:g} seconds")

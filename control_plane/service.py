@@ -45,6 +45,7 @@ from control_plane.resources.resource import (
     ROUTE_CONFIGURATION,
 )
 from control_plane.roll_call import RollCall, names
+from control_plane.statistics import Statistics
 from control_plane.suspects import Verdict
 from control_plane.xds.events import short_type
 from control_plane.xds.load_reports import LoadReportServer
@@ -54,7 +55,7 @@ from control_plane.xds.view import View
 from registry.addresses import split_address
 from registry.etcd import EtcdClient
 from registry.follow import Changes, Connection, Snapshot, follow
-from registry.keys import Keyspace, NodesKey, PlaneKey, SuspectsKey
+from registry.keys import Keyspace, NodesKey, PlaneKey, PlaneTrafficKey, SuspectsKey
 from registry.leased import LeasedKeys
 from registry.lost import encode_lost
 from registry.records import PlaneRecord, Roll, encode_plane, encode_roll
@@ -108,11 +109,17 @@ class ControlPlane:
         # The version is found out once: it takes a look at the disk.
         self._inside = Inside(config.replica_name, version("modelplane"), self._xds, self._guard_page)
         self._loads = LoadReportServer(
-            on_change=self._stirred, nodes=lambda: self._xds.expected_nodes, clients=self._xds.clients
+            on_change=self._stirred,
+            nodes=lambda: self._xds.expected_nodes,
+            clients=self._xds.clients,
+            statistics_seconds=config.statistics_interval,
         )
         self.compared = Results()
         self._comparer = Comparer(
             self._pipeline.catalog, self.compared, lambda outcome: self._metrics.comparisons.labels(outcome).inc()
+        )
+        self._statistics = Statistics(
+            self._pipeline.catalog, self._loads, self.compared, pause=config.statistics_interval
         )
         self._health = Health()
         self._drains = Drains(self._pipeline.catalog, self._xds, self._loads)
@@ -149,6 +156,9 @@ class ControlPlane:
                         tasks.create_task(self._guard.run(), name="guard")
                         tasks.create_task(self._comparer.run(), name="comparer")
                         tasks.create_task(self._publish_suspects(nodes), name="suspects")
+                        traffic = self._keyspace.make(PlaneTrafficKey(self._config.replica_name))
+                        publish = self._statistics.publish(keys, traffic, lambda: self._table.ready)
+                        tasks.create_task(publish, name="statistics")
                 finally:
                     await keys.close()
 

@@ -1,12 +1,16 @@
 """The Load Reporting Service (LRS): the grpc.aio shell around the ledger.
 
-Invariants: while nothing drains a client is asked for nothing; while something does, it reports every
+Invariants: while nothing drains an Envoy reports about all of its clusters every `statistics_seconds`, for the
+statistics (load_totals.py), and a gRPC client about nothing. While something drains, each reports every
 `drain_interval_seconds` (longer where that would be too much, see `interval`) about the clusters that have a draining
-endpoint, and about no others. What it is asked for changes only after it has reported: Envoy begins its interval anew
-with every answer (load_stats_reporter_impl.cc, startLoadReportPeriod), so that one drain after another, each sooner
-than the interval, would keep it from reporting at all. An Envoy reports to the replica that configures it: to Envoy
-these are two streams with a turn each among the control planes, so one that came to the wrong replica is sent on (Envoy
-1.40 tries the next one after 5 s), or none could say that nothing is in flight.
+endpoint, an Envoy about those of observed models too, and about no others. What it is asked for changes only after it
+has reported so: Envoy begins its interval anew with every answer (load_stats_reporter_impl.cc, startLoadReportPeriod),
+so that one drain after another, each sooner than the interval, would keep it from reporting at all. "All clusters" are
+those that Envoy has when it is asked, so it is asked again after each such report; what it has counted stays.
+
+An Envoy reports to the replica that configures it: to Envoy these are two streams with a turn each among the control
+planes, so one that came to the wrong replica is sent on (Envoy 1.40 tries the next one after 5 s), or none could say
+that nothing is in flight.
 gRPC clients without a proxy count apart (client_ledger.py): theirs are on one connection.
 """
 
@@ -15,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import math
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +31,7 @@ from envoy.service.load_stats.v3 import lrs_pb2
 from control_plane.drains import Drain, Places
 from control_plane.xds.client_ledger import ClientLedger
 from control_plane.xds.load_ledger import LoadLedger
+from control_plane.xds.load_totals import LoadTotals
 from control_plane.xds.view import Client, is_grpc_client
 
 log = logging.getLogger(__name__)
@@ -35,6 +41,11 @@ SERVICE = "envoy.service.load_stats.v3.LoadReportingService"
 SHORTEST_INTERVAL = 0.01
 _LONGEST_INTERVAL = 1.0
 _PER_STREAM, _PER_CLUSTER = 0.0005, 0.000025
+_PER_REPORTED_CLUSTER = 0.0002
+"""Seconds: a hundred times what this process and Envoy take for one cluster of a report, idle or not."""
+_IDLE = 60.0
+_ALL_CLUSTERS = "envoy.lrs.supports_send_all_clusters"
+"""What a client says that can be asked about all clusters without their names (lrs.proto, send_all_clusters)."""
 _PATIENCE = 1.0
 """Seconds after which an Envoy is asked anew even though it has not reported."""
 
@@ -49,9 +60,14 @@ def interval(streams: int, clusters: int, shortest: float = SHORTEST_INTERVAL) -
 @dataclass(slots=True)
 class _Stream:
     """`reported`: since it was last asked for something; `interval`: the seconds that it was asked for then; `before`:
-    those that it was asked for before that."""
+    those that it was asked for before that. `known`: it has said who it is; `takes_all`: it is an Envoy that can be
+    asked about all clusters; `all_asked`: it was, with the newest asking; `outdated`: it may have others by now."""
 
     wake: asyncio.Event = field(default_factory=asyncio.Event)
+    known: bool = False
+    takes_all: bool = False
+    all_asked: bool = False
+    outdated: bool = False
     reported: bool = True
     interval: float = 0.0
     before: float = 0.0
@@ -66,7 +82,7 @@ class LoadReportServer:
 
     `nodes` gives the node ids of the Envoys that must have reported, one entry for each (`XdsServer.expected_nodes`),
     `clients` the gRPC clients that use some of these clusters (`XdsServer.clients`).
-    `stray_seconds`: how long an Envoy's two streams may take to both be here.
+    `stray_seconds`: how long an Envoy's two streams may take to both be here. `statistics_seconds`: 0 for none.
     """
 
     def __init__(
@@ -76,7 +92,7 @@ class LoadReportServer:
         nodes: Callable[[], Collection[str]] = tuple,
         clients: Callable[[Collection[str]], Collection[Client]] = lambda clusters: (),
         drain_interval_seconds: float = SHORTEST_INTERVAL,
-        idle_interval_seconds: float = 60.0,
+        statistics_seconds: float = 5.0,
         stray_seconds: float = 1.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -85,11 +101,13 @@ class LoadReportServer:
         self._clients = clients
         self._clock = clock
         self._drain_interval = drain_interval_seconds
-        self._idle_interval = idle_interval_seconds
+        self._statistics_seconds = statistics_seconds
         self._stray_seconds = stray_seconds
         self._ledger = LoadLedger()
         self._client_ledger = ClientLedger()
+        self.totals = LoadTotals()
         self._clusters: frozenset[str] = frozenset()
+        self._observed: frozenset[str] = frozenset()
         self._numbers = itertools.count(1)
         self._streams: dict[int, _Stream] = {}
         self._ended: dict[int, str] = {}
@@ -138,6 +156,14 @@ class LoadReportServer:
             for stream in self._streams.values():
                 stream.wake.set()
 
+    def observe(self, clusters: Collection[str]) -> None:
+        """The clusters whose statistics are to go on while something drains."""
+        wanted = frozenset(clusters)
+        if wanted != self._observed:
+            self._observed = wanted
+            for stream in self._streams.values():
+                stream.wake.set()
+
     def set_draining(self, drains: Places) -> None:
         """Every Envoy has acknowledged these drains, and no others: count what is in flight in their places."""
         changed = self._ledger.drain(drains)
@@ -182,6 +208,7 @@ class LoadReportServer:
             del self._streams[number]
             asked = self._ended.pop(number, None) is not None
             self._ledger.disconnected(number)
+            self.totals.disconnected(number)
             self._client_ledger.disconnected(number, self._clock(), asked=asked)
             self._on_change()
             if not self._streams:
@@ -195,16 +222,23 @@ class LoadReportServer:
         asked_at = 0.0
         while not (self._closing or number in self._ended or reader.done()):
             stream.wake.clear()
-            response = self._wanted()
+            if not stream.known:
+                await stream.wake.wait()
+                continue
+            response = self._wanted(stream)
             timeout = None
-            if response != asked:
+            if response != asked or stream.outdated:
                 # Who has been told to report soon is let do so first.
                 wait = 0.0 if stream.reported or not asked or not asked.clusters else asked_at + _PATIENCE - _now()
                 if wait <= 0:
                     # lrs.proto: the client reports in the way that the last response asks for, from there on.
                     await context.write(response)
                     asked, asked_at, stream.reported = response, _now(), False
-                    stream.before = stream.interval
+                    stream.before, stream.all_asked, stream.outdated = (
+                        stream.interval,
+                        response.send_all_clusters,
+                        False,
+                    )
                     stream.interval = response.load_reporting_interval.ToNanoseconds() / 1e9
                     continue
                 timeout = wait
@@ -214,14 +248,23 @@ class LoadReportServer:
             except TimeoutError:
                 continue
 
-    def _wanted(self) -> Any:
+    def _wanted(self, stream: _Stream) -> Any:
         response = lrs_pb2.LoadStatsResponse(report_endpoint_granularity=True)
-        response.clusters.extend(sorted(self._clusters))
-        seconds = self._idle_interval
         if self._clusters:
-            seconds = interval(len(self._streams), len(self._clusters), self._drain_interval)
+            wanted = self._clusters | self._observed if stream.takes_all else self._clusters
+            response.clusters.extend(sorted(wanted))
+            seconds = interval(len(self._streams), len(wanted), self._drain_interval)
+        else:
+            response.send_all_clusters = stream.takes_all and self._statistics_seconds > 0
+            seconds = self._pause() if response.send_all_clusters else _IDLE
         response.load_reporting_interval.FromMilliseconds(int(seconds * 1e3))
         return response
+
+    def _pause(self) -> float:
+        """Between two reports about everything: not more than a hundredth of the time goes into them. In powers of two,
+        for each asking begins Envoy's interval anew."""
+        wanted = max(1.0, _PER_REPORTED_CLUSTER * self.totals.clusters / self._statistics_seconds)
+        return self._statistics_seconds * 2.0 ** math.ceil(math.log2(wanted))
 
     async def _read(self, number: int, requests: AsyncIterator[Any], peer: str) -> None:
         # The first message only tells who it is: nobody reports anything before it is asked.
@@ -235,15 +278,25 @@ class LoadReportServer:
         else:
             self._ledger.connected(number, first.node.id)
         stream = self._streams[number]
+        stream.known, stream.takes_all = True, not without_proxy and _ALL_CLUSTERS in first.node.client_features
+        stream.wake.set()
         async for request in requests:
             if without_proxy:
                 self._client_ledger.reported(number, request)
             else:
-                self._ledger.reported(number, request, stream.due())
-            if not stream.reported:
+                self._reported(number, stream, request)
+            if not stream.reported or stream.outdated:
                 stream.reported = True
                 stream.wake.set()
-            self._on_change()
+            if self._clusters:
+                self._on_change()
+
+    def _reported(self, number: int, stream: _Stream, report: Any) -> None:
+        # While nothing drains the ledger has no use for what may be ten thousand clusters.
+        if self._clusters:
+            self._ledger.reported(number, report, stream.due())
+        self.totals.reported(number, report, everything=stream.all_asked)
+        stream.outdated = stream.all_asked
 
 
 def _now() -> float:

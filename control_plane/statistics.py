@@ -1,0 +1,92 @@
+"""What this replica says of its Envoys' requests: it writes `planes/<replica>/traffic`.
+
+Invariants: it is written as often as Envoys report, or every PAUSE while a model is observed, and only if
+it changed; it never grows beyond MOST versions, those with the most requests, for etcd's largest value is 1.5 MB.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+from control_plane.catalog import Catalog
+from control_plane.comparing.results import Results
+from control_plane.resources.names import grpc_cluster, rest_cluster
+from control_plane.xds.load_reports import LoadReportServer
+from registry.leased import LeasedKeys
+from registry.plane_traffic import PlaneTraffic, Servable, VersionTotals, added, encode_plane_traffic
+
+PAUSE = 1.0
+MOST = 1000
+
+
+class Statistics:
+    """Gathers what was counted in several places: `loads`, the Envoys' load reports; `compared`, the comparer; and
+    `observed`, their access logs."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        loads: LoadReportServer,
+        compared: Results,
+        observed: Callable[[], Mapping[Servable, VersionTotals]] = dict,
+        *,
+        pause: float,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """`pause`: seconds between two of the Envoys' reports; `clock`: Unix seconds."""
+        self._catalog, self._loads, self._compared, self._observed = catalog, loads, compared, observed
+        self._pause, self._clock = pause, clock
+        self._epoch = uuid.uuid4().hex
+
+    def record(self) -> PlaneTraffic:
+        """As of now."""
+        totals = self._loads.totals.servables()
+        for servable, more in self._observed().items():
+            totals[servable] = added(totals.get(servable, VersionTotals()), more)
+        for (model, version), result in self._compared.by_version.items():
+            more = VersionTotals(compared=result.compared, differed=result.differed, difference=result.example)
+            totals[model, version] = added(totals.get((model, version), VersionTotals()), more)
+        busiest = sorted(totals.items(), key=lambda row: (-row[1].requests - row[1].observed, str(row[0])))
+        servables = {servable: one for servable, one in busiest[:MOST] if one.counted}
+        return PlaneTraffic(self._epoch, round(self._clock(), 1), servables, self._in_flight())
+
+    def _in_flight(self) -> Counter[str]:
+        by_address = self._loads.totals.in_progress()
+        if not by_address:
+            return Counter()
+        found: Counter[str] = Counter()
+        for instance in self._catalog.instances:
+            place = self._catalog.address(instance)
+            if place is not None and (count := sum(by_address[port] for port in place.ports)):
+                found[instance] = count
+        return found
+
+    def observe(self) -> bool:
+        """Let the load reports of observed models go on through drains; whether there are any."""
+        clusters: set[str] = set()
+        for name, model in self._catalog.models.items():
+            if model.traffic is not None and model.traffic.observe:
+                versions = [None, *(version for version, _ in model.versions)]
+                clusters.update(spell(name, version) for version in versions for spell in (grpc_cluster, rest_cluster))
+        self._loads.observe(clusters)
+        return bool(clusters)
+
+    async def publish(self, keys: LeasedKeys, key: str, ready: Callable[[], bool]) -> None:
+        """Write it until cancelled, as soon as this replica serves anybody."""
+        published: PlaneTraffic | None = None
+        waited = 0.0
+        while True:
+            await asyncio.sleep(PAUSE)
+            waited += PAUSE
+            if not self.observe() and waited < self._pause:
+                continue
+            waited = 0.0
+            record = self.record()
+            if ready() and (published is None or replace(record, at=published.at) != published):
+                keys.set({key: encode_plane_traffic(record)})
+                published = record

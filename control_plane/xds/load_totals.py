@@ -1,0 +1,111 @@
+"""How many requests each version has had, and how many are in flight on each instance, from Envoys' load reports. Pure.
+
+Invariant: the counters only grow. A report's counts are those since the report before, for Envoy's own are taken out
+with each (load_stats_reporter_impl.cc, latch); what is in progress is as of the newest report.
+
+Envoy begins to count for a cluster when it is asked about it. So while something drains, and only the clusters
+concerned are asked about, what others do is not counted; nor is what happens between a report and the next asking.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+from urllib.parse import unquote
+
+from registry.plane_traffic import Servable, VersionTotals
+
+_REST = "@rest/"
+Address = tuple[str, int]
+"""IP and port, as load reports name an endpoint."""
+
+
+def servable_of(cluster: str) -> Servable | None:
+    """The model and version whose requests a cluster gets; None: it is no model's. REST and gRPC count together."""
+    name = cluster.removeprefix(_REST)
+    encoded, at, version = name.partition("@")
+    if not encoded or (at and not version.isdecimal()):
+        return None
+    return unquote(encoded), int(version) if at else None
+
+
+@dataclass(slots=True)
+class _Reporter:
+    """`progress`: by cluster, requests in progress in all and by endpoint; `clusters`: in the newest report."""
+
+    progress: dict[str, tuple[int, Mapping[Address, int]]] = field(default_factory=dict)
+    clusters: int = 0
+
+
+class LoadTotals:
+    """The reports of all Envoys of this control plane. A reporter is one stream, by a number that the caller gives."""
+
+    def __init__(self) -> None:
+        self._counts: defaultdict[Servable, VersionTotals] = defaultdict(VersionTotals)
+        self._reporters: defaultdict[int, _Reporter] = defaultdict(_Reporter)
+
+    def reported(self, reporter: int, report: Any, *, everything: bool) -> None:
+        """A LoadStatsRequest, which names all clusters that were asked about (`everything`: all that there are) and of
+        these the endpoints in use."""
+        mine = self._reporters[reporter]
+        mine.clusters = len(report.cluster_stats)
+        if everything:
+            mine.progress.clear()
+        for cluster in report.cluster_stats:
+            mine.progress.pop(cluster.cluster_name, None)
+            if cluster.upstream_locality_stats:
+                self._count(mine, cluster)
+
+    def _count(self, mine: _Reporter, cluster: Any) -> None:
+        servable = servable_of(cluster.cluster_name)
+        if servable is None:
+            return
+        good = sum(one.total_successful_requests for one in cluster.upstream_locality_stats)
+        bad = sum(one.total_error_requests for one in cluster.upstream_locality_stats)
+        progress = sum(one.total_requests_in_progress for one in cluster.upstream_locality_stats)
+        if good or bad:
+            known = self._counts[servable]
+            self._counts[servable] = replace(known, requests=known.requests + good + bad, errors=known.errors + bad)
+        if progress:
+            mine.progress[cluster.cluster_name] = progress, _by_endpoint(cluster)
+
+    def disconnected(self, reporter: int) -> None:
+        """A stream has ended: what this Envoy has in progress is not known any more."""
+        self._reporters.pop(reporter, None)
+
+    @property
+    def clusters(self) -> int:
+        """About how many clusters there are in all reports of one round: what they cost."""
+        return sum(one.clusters for one in self._reporters.values())
+
+    def servables(self) -> dict[Servable, VersionTotals]:
+        """What was counted so far, and what is in progress."""
+        progress: Counter[Servable] = Counter()
+        for reporter in self._reporters.values():
+            for cluster, (count, _) in reporter.progress.items():
+                if servable := servable_of(cluster):
+                    progress[servable] += count
+        return {
+            servable: replace(self._counts.get(servable, VersionTotals()), in_progress=progress[servable])
+            for servable in self._counts.keys() | progress.keys()
+        }
+
+    def in_progress(self) -> Counter[Address]:
+        """Requests in flight by endpoint."""
+        found: Counter[Address] = Counter()
+        for reporter in self._reporters.values():
+            for _, endpoints in reporter.progress.values():
+                found.update(endpoints)
+        return found
+
+
+def _by_endpoint(cluster: Any) -> Counter[Address]:
+    found: Counter[Address] = Counter()
+    for locality in cluster.upstream_locality_stats:
+        for endpoint in locality.upstream_endpoint_stats:
+            if endpoint.total_requests_in_progress:
+                where = endpoint.address.socket_address
+                found[where.address, where.port_value] += endpoint.total_requests_in_progress
+    return found

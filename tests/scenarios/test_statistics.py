@@ -1,0 +1,60 @@
+"""What Envoys say of their requests comes into the registry: by version, and in flight by instance."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import grpc
+import pytest
+
+from registry.etcd import EtcdClient, EtcdConfig
+from registry.keys import Keyspace, PlaneTrafficKey, ReadyKey
+from registry.plane_traffic import PlaneTraffic, VersionTotals, decode_plane_traffic
+from tests.support import saved_models
+from tests.support.saved_models import prediction_service_pb2_grpc
+from tests.support.stack import Stack
+from tests.support.waiting import eventually
+
+pytestmark = pytest.mark.scenario
+
+
+async def traffic(stack: Stack) -> PlaneTraffic:
+    async with EtcdClient(EtcdConfig((stack.etcd.endpoint,))) as client:
+        entry = await client.get(Keyspace().make(PlaneTrafficKey("plane-0")))
+    assert entry is not None, "nothing was published"
+    return decode_plane_traffic(entry.value)
+
+
+async def test_requests_are_counted_by_version_and_in_flight_by_instance(tmp_path: Path) -> None:
+    """Waits until the control plane has written what was asked of a model that came after Envoy was first asked for its
+    reports, and what is in flight while requests sleep."""
+    stack = Stack(tmp_path, ("--statistics-interval", "0.5"))
+    try:
+        stack.start_instance("a", {"m": tmp_path / "models" / "m", "s": tmp_path / "models" / "s"})
+        saved_models.half_plus_two(tmp_path / "models" / "m")
+        saved_models.slow(tmp_path / "models" / "s", seconds=4.0)
+        await stack.until_ready(ReadyKey("m", 1, "a"), ReadyKey("s", 1, "a"))
+        async with grpc.aio.insecure_channel(stack.grpc) as channel:
+            stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
+            for _ in range(40):
+                await stub.Predict(saved_models.predict_request("m", [2.0], 1))
+            slow = [stub.Predict(saved_models.predict_request("s", [2.0])) for _ in range(3)]
+
+            async def told() -> bool:
+                said = await traffic(stack)
+                assert said.servables.get(("m", 1)) == VersionTotals(requests=40), said
+                assert said.instances == {"a": 3}, said
+                return True
+
+            await eventually(told, "40 requests, and 3 in flight")
+            await asyncio.gather(*slow)
+
+            async def ended() -> bool:
+                said = await traffic(stack)
+                assert not said.instances, said
+                return sum(one.requests for (model, _), one in said.servables.items() if model == "s") == 3
+
+            await eventually(ended, "nothing to be in flight")
+    finally:
+        stack.close()
