@@ -14,8 +14,9 @@ from enum import StrEnum
 from control_plane.catalog import Catalog
 from control_plane.model import Health, Model
 from registry.follow import Changes, Connection, Snapshot, Update
-from registry.keys import InstanceKey, Keyspace, LoadKey, PlaneKey, ReadyKey
+from registry.keys import InstanceKey, Keyspace, LoadKey, PlaneKey, PlaneTrafficKey, ReadyKey
 from registry.loads import LoadRecord, decode_load
+from registry.plane_traffic import PlaneTraffic, decode_plane_traffic
 from registry.records import (
     InstanceRecord,
     PlaneRecord,
@@ -75,6 +76,8 @@ class Picture:
     instances: Mapping[str, InstanceRecord] = field(default_factory=dict)
     planes: Mapping[str, PlaneRecord] = field(default_factory=dict)
     loads: Mapping[str, LoadRecord] = field(default_factory=dict)
+    traffic: Mapping[str, PlaneTraffic] = field(default_factory=dict)
+    """By control plane."""
 
     @property
     def converged(self) -> bool:
@@ -98,6 +101,7 @@ class Fleet:
         self._instances: dict[str, InstanceRecord] = {}
         self._planes: dict[str, PlaneRecord] = {}
         self._loads: dict[str, LoadRecord] = {}
+        self._traffic: dict[str, PlaneTraffic] = {}
         self._special: dict[ReadyKey, State] = {}
         """What may be no endpoint and is more than its servable tells."""
         self._connected = False
@@ -127,6 +131,7 @@ class Fleet:
             instances=dict(sorted(self._instances.items())),
             planes=dict(self._planes),
             loads=dict(self._loads),
+            traffic=dict(self._traffic),
         )
 
     def _take(self, entries: Mapping[str, bytes]) -> None:
@@ -139,6 +144,8 @@ class Fleet:
                         self._loads[instance] = decode_load(value)
                     case PlaneKey(replica):
                         self._planes[replica] = decode_plane(value)
+                    case PlaneTrafficKey(replica):
+                        self._traffic[replica] = decode_plane_traffic(value)
                     case ReadyKey() as key:
                         state = _SPECIAL.get(decode_ready(value).state)
                         if state is not None:
@@ -157,6 +164,8 @@ class Fleet:
                 self._loads.pop(instance, None)
             case PlaneKey(replica):
                 self._planes.pop(replica, None)
+            case PlaneTrafficKey(replica):
+                self._traffic.pop(replica, None)
             case ReadyKey() as key:
                 self._special.pop(key, None)
 

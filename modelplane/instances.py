@@ -22,7 +22,8 @@ _TONES = {
 @dataclass(frozen=True, slots=True)
 class _Row:
     """`ready` of `known` models; `draining`: requests in flight where it drains, by the load reports of Envoys; None
-    where nothing drains or not all have reported."""
+    where nothing drains or not all have reported. `by_envoys`: requests in flight as of their last reports, which come
+    every few seconds; None where no control plane tells."""
 
     name: str
     record: InstanceRecord
@@ -30,6 +31,7 @@ class _Row:
     known: int
     load: LoadRecord | None
     draining: int | None
+    by_envoys: int | None
 
 
 def instances(picture: Picture, *, wide: bool = False) -> list[Line]:
@@ -38,7 +40,7 @@ def instances(picture: Picture, *, wide: bool = False) -> list[Line]:
     if not rows:
         return [Line("The registry knows no instance.")]
     head = ["INSTANCE", "STATE", "MODELS", "ZONE", "CAPACITY", "IN FLIGHT", "REQ/S", "LATENCY", "QUEUE"]
-    more = ["GRPC", "REST", "ERRORS/S", "MONITOR", "CONDITIONS", "DETAIL"] if wide else []
+    more = ["BY ENVOYS", "GRPC", "REST", "ERRORS/S", "MONITOR", "CONDITIONS", "DETAIL"] if wide else []
     cells = [[*_cells(row), *(_more(row) if wide else [])] for row in rows]
     tones = [_TONES.get(row.record.state, Tone.WAITING) for row in rows]
     lines = block([*head, *more], cells, tones)[1:]
@@ -71,6 +73,7 @@ def _rows(picture: Picture) -> list[_Row]:
             len(known[name]),
             picture.loads.get(name),
             sum(counts[name]) if counts[name] else None,
+            sum(plane.instances.get(name, 0) for plane in picture.traffic.values()) if picture.traffic else None,
         )
         for name, record in picture.instances.items()
     ]
@@ -84,16 +87,25 @@ def _cells(row: _Row) -> list[str]:
         f"{row.ready} of {row.known}",
         record.zone or "-",
         str(record.capacity),
-        f"{row.draining} to end" if row.draining is not None else "-" if load is None else f"{load.in_flight:g}",
+        _in_flight(row),
         "-" if load is None else f"{load.requests:g}",
         "-" if load is None or not load.latency else _seconds(load.latency),
         "-" if load is None or load.queued is None else f"{load.queued:g}",
     ]
 
 
+def _in_flight(row: _Row) -> str:
+    if row.draining is not None:
+        return f"{row.draining} to end"
+    if row.load is not None:
+        return f"{row.load.in_flight:g}"
+    return "-" if row.by_envoys is None else str(row.by_envoys)
+
+
 def _more(row: _Row) -> list[str]:
     record = row.record
     return [
+        "-" if row.by_envoys is None else str(row.by_envoys),
         join_address(record.address, record.grpc_port),
         rest_address(record.address, record.rest_port),
         "-" if row.load is None else f"{row.load.errors:g}",
@@ -134,6 +146,7 @@ def _document(row: _Row) -> dict[str, Any]:
         "monitor_version": record.monitor_version,
         "models": {"ready": row.ready, "known": row.known},
         "load": figures,
+        "in_flight_by_envoys": row.by_envoys,
         "draining_in_flight": row.draining,
         "conditions": [{"name": condition.name, "text": condition.text} for condition in record.conditions],
     }

@@ -5,8 +5,9 @@ from __future__ import annotations
 from modelplane.fleet import Fleet
 from modelplane.instances import documents, instances
 from registry.follow import Changes, Snapshot
-from registry.keys import InstanceKey, Keyspace, LoadKey, PlaneKey, ReadyKey
+from registry.keys import InstanceKey, Keyspace, LoadKey, PlaneKey, PlaneTrafficKey, ReadyKey
 from registry.loads import LoadRecord, encode_load
+from registry.plane_traffic import PlaneTraffic, encode_plane_traffic
 from registry.records import (
     Condition,
     InstanceRecord,
@@ -84,3 +85,17 @@ def test_an_empty_registry() -> None:
     told = Fleet(KEYS)
     told.apply(Snapshot(1, {}), 0.0)
     assert [line.text for line in instances(told.picture(0.0))] == ["The registry knows no instance."]
+
+
+def test_what_envoys_say_is_in_flight_is_summed_and_stands_in_where_the_server_tells_nothing() -> None:
+    told = fleet()
+    assert documents(told.picture(0.0))[0]["in_flight_by_envoys"] is None
+    for replica, counts in (("a", {"one": 2, "two": 1}), ("b", {"one": 3})):
+        key = KEYS.make(PlaneTrafficKey(replica))
+        told.apply(Changes(8, {key: encode_plane_traffic(PlaneTraffic("e", 0.0, {}, counts))}, frozenset()), 1.0)
+    told.apply(Changes(9, {}, frozenset({KEYS.make(LoadKey("one"))})), 1.0)
+    assert [row["in_flight_by_envoys"] for row in documents(told.picture(1.0))] == [5, 1]
+    assert instances(told.picture(1.0))[1].text.split()[7] == "5"
+    assert told.picture(1.0).revision == 7, "no resource depends on it"
+    told.apply(Changes(10, {}, frozenset({KEYS.make(PlaneTrafficKey("b"))})), 2.0)
+    assert documents(told.picture(2.0))[0]["in_flight_by_envoys"] == 2
