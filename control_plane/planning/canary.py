@@ -111,12 +111,13 @@ class _Look:
     # what the traffic is
 
     def _spread(self, percent: float) -> dict[int, int]:
+        """Who has nobody ready gives its share to the other, and stays among the weights: it is part of the canary."""
         old, new = self.rollout.from_version, self.rollout.to_version
         assert new is not None
         if old is not None and not self._ready(new):
-            return {old: 1}
-        if not self._ready(old) and self._ready(new):
-            return {new: 1}
+            return {old: 100, new: 0} if percent else {old: 100}
+        if old is not None and not self._ready(old):
+            return {old: 0, new: 100}
         return parts(old, new, percent)
 
     def _ready(self, version: int | None) -> int:
@@ -183,7 +184,8 @@ class _Look:
 
     def _all(self, record: RolloutRecord, text: str) -> CanaryMove:
         record = replace(record, phase=Phase.UNLOADING, since=self.now, text=text)
-        return CanaryMove(record, self._spread(100.0), events=(self._event("StepAdvanced", text),))
+        assert record.to_version is not None
+        return CanaryMove(record, {record.to_version: 100}, events=(self._event("StepAdvanced", text),))
 
     def _step(self, record: RolloutRecord, new: int) -> CanaryMove:
         step, gates = self.canary.steps[record.step - 1], self.canary.gates

@@ -186,9 +186,9 @@ def test_it_waits_for_as_many_instances_as_the_next_step_takes() -> None:
 def test_a_version_that_no_instance_has_ready_gets_nothing_meanwhile() -> None:
     traffic = Traffic(policy())
     traffic.run(5)
-    assert traffic.look({OLD: 4}).weights == {OLD: 1}
-    assert traffic.look({NEW: 4}).weights == {NEW: 1}
-    assert traffic.look({}).weights == {OLD: 1}
+    assert traffic.look({OLD: 4}).weights == {OLD: 100, NEW: 0}
+    assert traffic.look({NEW: 4}).weights == {OLD: 0, NEW: 100}
+    assert traffic.look({}).weights == {OLD: 100, NEW: 0}
     assert traffic.look().weights == {OLD: 95, NEW: 5}
 
 
@@ -199,7 +199,7 @@ def test_a_failing_version_stays_while_nobody_else_could_answer() -> None:
         traffic.second()
         if traffic.move.rollout.phase is Phase.LOADING:
             traffic.look()
-    assert traffic.move.weights == {NEW: 1}
+    assert traffic.move.weights == {OLD: 0, NEW: 100}
     assert "fails, but no instance is ready for version 3, so it stays" in traffic.move.rollout.text
 
 
