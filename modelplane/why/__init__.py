@@ -1,0 +1,1 @@
+"""Why requests for a model are answered as they are: from the policy to the endpoints."""
