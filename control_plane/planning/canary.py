@@ -196,7 +196,8 @@ class _Look:
         if failures := [one for one in judgements if one.finding is Finding.FAILS]:
             return self._back(record, new, found, judgements, "; ".join(one.text for one in failures))
         left = self._left(record, step, mine)
-        left += [one.text for one in judgements if one.finding is Finding.WAITS]
+        if unsure := [one.text.partition(":")[0] for one in judgements if one.finding is Finding.WAITS]:
+            left.append(f"gates that are not sure yet ({', '.join(unsure)})")
         if not left:
             return self._advance(record, found, judgements)
         record = self._look(record, found, judgements, f"{self._where(record.step)}; waits: {'; '.join(left)}")

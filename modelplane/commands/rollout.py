@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from modelplane.errors import OptionError
 
 VERBS = {
+    "status": ("rollout_status", "how far the model's rollout is, and why; --wait until it has ended"),
     "history": ("rollout_history", "the policies that a model had: when, by whom, what changed, why"),
     "undo": ("rollout_undo", "make an earlier policy of the model hold again"),
     "pause": ("rollout_pause", "let the model's rollouts stay where they are"),
@@ -23,7 +24,7 @@ def usage() -> str:
     rows = "\n".join(f"  {verb:<10}{summary}" for verb, (_, summary) in VERBS.items())
     return (
         f"usage: modelplane rollout {'|'.join(VERBS)} MODEL [options]\n\n"
-        f"How a model's policy changed, and how to change it back.\n\n{rows}\n\n"
+        f"How a model moves to what its policy wants, and how that policy changed.\n\n{rows}\n\n"
         "modelplane rollout VERB --help tells all about one of them.\n"
     )
 

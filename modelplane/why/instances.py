@@ -71,7 +71,7 @@ def _lost(facts: Facts, key: ReadyKey) -> Place | None:
     assigned = _assigned(facts, key.instance, key.model)
     if assigned is None:
         return None
-    text = "its lease is lost: its monitor has gone, or can't reach etcd; after a while its models are placed elsewhere"
+    text = "its monitor has gone, or can't reach etcd; after a while its models are placed elsewhere"
     return Place(key.instance, "lease lost", text)
 
 

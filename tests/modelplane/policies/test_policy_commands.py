@@ -170,7 +170,7 @@ def test_one_bad_file_of_a_folder_stops_all_of_it(mp: Callable[..., Ran], etcd: 
         (["label", "digits", "a=1"], 1, "there is no policy of model 'digits'"),
         (["traffic", "digits", "x=1"], 2, "'x=1': write VERSION=PARTS such as 3=90, or `latest` alone"),
         (["traffic"], 2, "say which model: `modelplane traffic MODEL VERSION=PARTS ...|latest`"),
-        (["rollout"], 2, "say what to do; there are history, undo, pause, resume"),
+        (["rollout"], 2, "say what to do; there are status, history, undo, pause, resume"),
         (["rollout", "histroy"], 2, "no verb 'histroy'; did you mean history?"),
         (["rollout", "history", "digits"], 1, "model 'digits' has no policy and never had one"),
         (["rollout", "undo", "digits"], 1, "model 'digits' has no earlier policy"),
@@ -386,7 +386,7 @@ def test_completion_knows_flags_and_names(mp: Callable[..., Ran]) -> None:
 
     mp("apply", "-f", "-", text=policy(ODD) + "---\n" + policy("digits"))
     assert found("la") == ["label"]
-    assert found("rollout", "") == ["history", "pause", "resume", "undo"]
+    assert found("rollout", "") == ["history", "pause", "resume", "status", "undo"]
     assert found("rollout", "undo", "") == ["digits", ODD]
     assert found("get", "models", "d") == ["digits"]
     assert found("get", "models", "-o", "") == ["json", "table", "wide", "yaml"]
