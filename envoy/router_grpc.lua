@@ -4,8 +4,9 @@
 local INVALID_ARGUMENT, NOT_FOUND, RESOURCE_EXHAUSTED, UNIMPLEMENTED = "3", "5", "8", "12"
 
 -- Where the first model_spec stands: in field 1 of the message, for MultiInference in field 1 of its first task.
--- pinnable: a second model_spec may be added to it. GetModelStatus answers for all versions, so it never is;
--- MultiInference isn't because every task would need its own. inference: may be mirrored, for it changes nothing.
+-- pinnable: a second model_spec may be added to it. GetModelStatus answers for all versions, so it never is; of
+-- MultiInference the first task's says which servable answers for all of them (multi_inference_helper.cc,
+-- GetModelSpecFromRequest). inference: may be mirrored, for it changes nothing.
 local INFERENCE = { depth = 1, pinnable = true, inference = true }
 local DIRECT = { depth = 1, pinnable = true }
 local METHODS = {
@@ -13,7 +14,7 @@ local METHODS = {
   ["/tensorflow.serving.PredictionService/Classify"] = INFERENCE,
   ["/tensorflow.serving.PredictionService/Regress"] = INFERENCE,
   ["/tensorflow.serving.PredictionService/GetModelMetadata"] = DIRECT,
-  ["/tensorflow.serving.PredictionService/MultiInference"] = { depth = 2 },
+  ["/tensorflow.serving.PredictionService/MultiInference"] = { depth = 2, pinnable = true },
   ["/tensorflow.serving.SessionService/SessionRun"] = DIRECT,
   ["/tensorflow.serving.ModelService/GetModelStatus"] = { depth = 1, status = true },
 }
@@ -139,9 +140,10 @@ end
 -- Walk over the fields of the message in body[5..size) to the first model_spec: its first byte and the byte after it,
 -- as offsets; false if there is none, nil if this is no protobuf message. Reads only the heads of the fields, however
 -- large the tensors between them are. A second model_spec, which protobuf merges into the first, isn't looked for: the
--- server does read it, so a client that sends one can only lead its own request astray.
+-- server does read it, so a client that sends one can only lead its own request astray. With depth 2 the task that it
+-- stands in, too: the offsets of its field, of its first byte and of the byte after it.
 local function find_spec(body, size, depth)
-  local at, stop, group = 5, size, 0
+  local at, stop, group, task = 5, size, 0, nil
   while at < stop do
     local head = body:getBytes(at, math.min(FIELD_HEAD, stop - at))
     local tag, i = varint(head, 1)
@@ -155,9 +157,12 @@ local function find_spec(body, size, depth)
         return nil
       end
       if tag == 10 and group == 0 then
+        if depth == 2 then
+          task = { field = at, first = at + i - 1, stop = at + i - 1 + length }
+        end
         depth, at, stop = depth - 1, at + i - 1, at + i - 1 + length
         if depth == 0 then
-          return at, stop
+          return at, stop, task
         end
       else
         at = at + i - 1 + length
@@ -199,8 +204,8 @@ local function usual_name(head)
   return nil
 end
 
--- The model_spec of a body: name, version, label and the offset of the byte after it. nil and the reason if there is
--- none that can be read.
+-- The model_spec of a body: name, version, label, the offset of the byte after it, and its task if it stands in one. nil
+-- and the reason if there is none that can be read.
 local function spec_of(body, size, depth)
   local head = body:getBytes(0, math.min(HEAD, size))
   local flag, a, b, c, d = byte(head, 1, 5)
@@ -216,27 +221,34 @@ local function spec_of(body, size, depth)
       return name, nil, nil, stop
     end
   end
-  local start, stop = find_spec(body, size, depth)
+  local start, stop, task = find_spec(body, size, depth)
   if start == false then
     return nil, "Missing ModelSpec"
   end
   if start and stop - start <= LONGEST_SPEC then
     local name, version, label = read_spec(start < stop and body:getBytes(start, stop - start) or "")
     if name then
-      return name, version, label, stop
+      return name, version, label, stop, task
     end
   end
   return nil, "Malformed request: its model_spec cannot be read"
 end
 
 -- Write a version into the request without touching what the client sent: a second model_spec that holds only the
--- version, right behind the client's own. Protobuf merges the two, and of a oneof the last one holds.
-local function pin(body, size, stop, version)
+-- version, right behind the client's own. Protobuf merges the two, and of a oneof the last one holds. A task that they
+-- stand in gets a new length.
+local function pin(body, size, stop, version, task)
   local value = to_varint(version)
   local added = "\10" .. char(#value + 3) .. "\18" .. char(#value + 1) .. "\8" .. value
-  local length = size - 5 + #added
+  local before
+  if task then
+    before = body:getBytes(5, task.field - 5) .. "\10" .. to_varint(tostring(task.stop - task.first + #added))
+      .. body:getBytes(task.first, stop - task.first)
+  else
+    before = body:getBytes(5, stop - 5)
+  end
+  local length = #before + #added + size - stop
   local frame = char(0, math.floor(length / 16777216), math.floor(length / 65536) % 256, math.floor(length / 256) % 256, length % 256)
-  local before = body:getBytes(5, stop - 5)
   local after = stop < size and body:getBytes(stop, size - stop) or ""
   body:setBytes(frame .. before .. added .. after)
 end
@@ -278,7 +290,7 @@ local function route_by(policy, handle, method, message, name, encoded, version,
   if asked then
     version, label = asked, nil
     if method.pinnable and (policy.weights or PINS[encoded]) then
-      pin(message.body, message.size, message.stop, asked)
+      pin(message.body, message.size, message.stop, asked, message.task)
     end
   elseif method.pinnable and not version then
     if label then
@@ -300,7 +312,7 @@ local function route_by(policy, handle, method, message, name, encoded, version,
     end
   end
   if chosen then
-    pin(message.body, message.size, message.stop, chosen)
+    pin(message.body, message.size, message.stop, chosen, message.task)
     version, label = chosen, nil
   end
   return route(handle, method, name, encoded, version, label, pinned)
@@ -356,7 +368,7 @@ function envoy_on_request(handle)
   -- Waits until the whole body is here. The header map from before is dead afterwards; route() gets it anew.
   local body = handle:body(true)
   local size = body:length()
-  local name, version, label, stop = spec_of(body, size, method.depth)
+  local name, version, label, stop, task = spec_of(body, size, method.depth)
   if not name then
     return refuse_unreadable(handle, version)
   end
@@ -368,13 +380,14 @@ function envoy_on_request(handle)
   local encoded, pinned = encode_name(name), false
   local policy = not method.status and policy_of(encoded)
   if policy then
-    return route_by(policy, handle, method, { body = body, size = size, stop = stop }, name, encoded, version, label, asked)
+    local message = { body = body, size = size, stop = stop, task = task }
+    return route_by(policy, handle, method, message, name, encoded, version, label, asked)
   elseif asked then -- only for a model whose servers hold several versions: the header's word must reach the server
-    pin(body, size, stop, asked)
+    pin(body, size, stop, asked, task)
     version, label = asked, nil
   elseif method.pinnable and not version and not label and PINS[encoded] then
     version, pinned = PINS[encoded], true
-    pin(body, size, stop, version)
+    pin(body, size, stop, version, task)
   end
   return route(handle, method, name, encoded, version, label, pinned)
 end

@@ -115,7 +115,7 @@ function envoy_on_request(handle)
   end
   local behind = match(rest, "^/%a+/[^/:]+(.*)$") or rest
   if policy and ours and verb ~= "/metadata" then
-    local shadow = shadow_of(policy, chosen, tonumber(headers:get("content-length")) or 0)
+    local shadow = shadow_of(policy, chosen, tonumber(headers:get("content-length")) or math.huge)
     if shadow then
       mirror(headers, shadow, "@rest/")
       headers:replace(SHADOW_PATH, prefix .. shadow.segment .. "/versions/" .. shadow.version .. behind .. query)

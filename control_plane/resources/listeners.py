@@ -180,11 +180,9 @@ def _mirrored(route: _Route) -> _Route:
 
 
 def _retry(route: _Route, conditions: str, settings: DataPlaneSettings) -> None:
-    if not settings.num_retries:
-        return
     policy = route.route.retry_policy
     policy.retry_on = conditions
-    policy.num_retries.value = settings.num_retries
+    policy.num_retries.value = settings.num_retries  # 0 too: a model's policy may ask for more
     # A dead instance has no requests in flight, so least-request would pick it again and again. With two instances a
     # quarter of all draws give the other one, so many draws are needed to be sure of it, and they are cheap.
     policy.retry_host_predicate.add(name="envoy.retry_host_predicates.previous_hosts").typed_config.Pack(

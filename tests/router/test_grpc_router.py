@@ -72,13 +72,18 @@ async def test_every_method_is_routed(fleet: Fleet, echo: EchoServer, method: st
     assert echo.seen[0] == (SERVICE + method, request("m"))
 
 
+TOLD = field(1, spec("", 2))
+
+
 async def test_multi_inference_and_session_run(fleet: Fleet, echo: EchoServer) -> None:
     await start(fleet, echo, {"pinned": 2})
-    for name in ("m", "pinned"):  # every task would need a version of its own, so none is written
-        tasks = field(1, field(2, "classify") + field(1, spec(name))) + field(1, field(1, spec(name)))
-        answer = await fleet.call(tasks + field(2, b"input"), SERVICE + "MultiInference")
-        assert (answer.code, answer.message) == (OK, tasks + field(2, b"input"))
-        assert echo.metadata[-1]["x-modelplane-cluster"] == name
+    long = field(2, "classify" * 15)  # the task's length gets a byte longer with the version
+    for name, method, added in (("m", field(2, "x"), b""), *(("pinned", m, TOLD) for m in (field(2, "x"), long))):
+        first, rest = method + field(1, spec(name)), field(1, field(1, spec(name))) + field(2, b"input")
+        answer = await fleet.call(b"\x18\x07" + field(1, first) + rest, SERVICE + "MultiInference")
+        # The first task's version is the one that holds for all.
+        assert (answer.code, answer.message) == (OK, b"\x18\x07" + field(1, first + added) + rest)
+        assert echo.metadata[-1]["x-modelplane-cluster"] == (f"{name}@2" if added else name)
     none = await fleet.call(field(1, field(2, "classify")), SERVICE + "MultiInference")
     assert (none.code, none.details) == (INVALID, "Missing ModelSpec")
     session = "/tensorflow.serving.SessionService/SessionRun"

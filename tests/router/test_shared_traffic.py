@@ -6,22 +6,26 @@ import asyncio
 import collections
 import json
 import math
+import random
 import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 import pytest_asyncio
 import yaml
+from google.protobuf.message import DecodeError
 
 from control_plane.envoy_files import render_bootstrap
 from control_plane.model import Handling, Model, Traffic
+from model_server.messages import get_model_status_pb2
 from registry.traffic import Mirror
 from tests.support.echo import EchoRest, EchoServer
 from tests.support.fleet import PREDICT, STATUS, Fleet, model
-from tests.support.requests import field, request, spec
+from tests.support.requests import field, request, spec, varint
 from tests.support.waiting import eventually
 
 OK, UNAVAILABLE, NOT_FOUND = grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.NOT_FOUND
@@ -137,9 +141,8 @@ async def test_labels_of_the_policy_are_resolved_and_others_are_the_servers(flee
     assert (answer.code, answer.details) == (NOT_FOUND, "Servable not found for request: Specific(m, 9)")
     for method in (CLASSIFY, METADATA):
         assert (await fleet.call(request("m"), method)).message == told(3)
-    # These go as they are: a status is for all versions, and a multi-inference names a version for each task.
-    for method, body in ((STATUS, request("m")), (MULTI_INFERENCE, field(1, request("m")))):
-        assert (await fleet.call(body, method)).message == body
+    assert (await fleet.call(field(1, request("m")), MULTI_INFERENCE)).message == field(1, told(3))
+    assert (await fleet.call(request("m"), STATUS)).message == request("m"), "it is for all versions"
     sent = request("m", version=4)
     assert (await fleet.call(sent)).message == sent, "a client's own choice of a version is free"
     answer = await fleet.call(request("m"), x_model_name="m", x_model_version="4")
@@ -276,3 +279,56 @@ async def test_limits_of_a_policy(fleet: Fleet, echo: EchoServer, rest: EchoRest
     assert answer.code is DEADLINE
     assert not any("shadow" in key for headers in echo.metadata for key in headers)
     echo.delay = 0
+
+
+async def test_protobuf_reads_what_the_router_wrote(fleet: Fleet, echo: EchoServer, other: EchoServer) -> None:
+    """Random requests, some of them damaged: the script never fails, and of those that are whole protobuf reads the
+    version that was drawn, in the request and in its copy. Waits for the copies."""
+    long = "a/ü" + "x" * 200
+    wide = shared(model(long, {2**40: [echo.port], 2**62 + 1: [other.port]}, 2**40), {2**40: 1}, labels=(("l", 2**40),))
+    mirrors = (Mirror(100, long, 2**62 + 1),)
+    await fleet.start([replace(wide, traffic=replace(wide.traffic, mirrors=mirrors, compare=1.0, between=(1, 2)))])
+    chance = random.Random(5)
+    whole = 0
+    for number in range(200):
+        parts = [field(1, spec(long, label=chance.choice([None, "l"]), signature="s")), field(3, "output")]
+        parts += [b"\x50" + varint(chance.getrandbits(60)), field(2, chance.randbytes(chance.choice([0, 20, 300])))]
+        chance.shuffle(parts)
+        sent = bytearray(b"".join(parts))
+        if number % 3 == 0:
+            sent[chance.randrange(len(sent))] ^= 1 << chance.randrange(8)
+        answer = await fleet.call(bytes(sent), chance.choice([PREDICT, CLASSIFY, METADATA, MULTI_INFERENCE]))
+        whole += answer.code is OK
+    await fleet.call(request(long, label="l"), CLASSIFY)
+    await eventually(lambda: other.seen and other.seen[-1][0] == CLASSIFY, "the last copy", 5)
+    assert (whole > 80, len(other.seen) > 40) == (True, True)
+    for server, version in ((echo, 2**40), (other, 2**62 + 1)):
+        for method, message in server.seen:
+            if method in (PREDICT, CLASSIFY) and (read := _spec(message)) is not None:
+                assert (read.name, read.version.value, read.version_label) == (long, version, "")
+    counted = fleet.envoy.stats("lua")
+    assert not [name for name, value in counted.items() if name.endswith(".errors") and value]
+
+
+def _spec(message: bytes) -> Any:
+    """Field 1, merged, if it can be read and was not damaged in a way that changes its name."""
+    request_message = get_model_status_pb2.GetModelStatusRequest()
+    try:
+        request_message.ParseFromString(message)
+    except DecodeError:
+        return None
+    return request_message.model_spec if request_message.model_spec.signature_name == "s" else None
+
+
+async def test_a_policy_allows_retries_where_the_fleet_has_none(tmp_path: Path, echo: EchoServer) -> None:
+    fleet = Fleet(tmp_path, num_retries=0)
+    base = model("n", {3: [echo.port]})
+    await fleet.start([replace(model("m", {3: [echo.port]}), handling=Handling(retries=2)), base])
+    echo.fail_with = UNAVAILABLE
+    try:
+        for name, tries in (("n", 1), ("m", 3)):
+            echo.seen.clear()
+            assert (await fleet.call(request(name))).code is UNAVAILABLE
+            assert len(echo.seen) == tries
+    finally:
+        await fleet.close()
