@@ -13,11 +13,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from monitor.config import MonitorConfig
+from monitor.consent import Consent, own_models
 from monitor.docker.core import Target
 from monitor.docker.engine import Engine, EngineError
 from monitor.docker.files import ContainerConfigFile
-from monitor.errors import InstanceSupersededError
+from monitor.docker.wishes import MANAGE
+from monitor.errors import InstanceSupersededError, MonitorError
 from monitor.instance import InstanceMonitor
+from monitor.model_config import ModelConfigFile
 from monitor.plan import Plan
 from monitor.signals import StopOrders
 from registry.etcd import EtcdClient
@@ -114,7 +117,10 @@ class Attachment:
             advertise_address=place.advertise,
             zone=target.zone or self._config.zone,
             capacity=target.capacity,
+            label=(*self._config.label, *target.labels),
+            memory=str(target.memory) if target.memory else self._config.memory,
         )
+        consent, why_not = self._consent(target, file)
         plan = Plan(place.host, place.port, place.rest_port, target.models, None)
         monitor = InstanceMonitor(
             config,
@@ -124,12 +130,26 @@ class Attachment:
             self._orders,
             new_server=self._new,
             stop_server=functools.partial(self._stop_container, target),
+            consent=consent,
         )
+        monitor.report("manage", [Condition("NotManaged", why_not)] if why_not else [])
         if self._target is None or self._target.identity != target.identity or self._over:
             return
         self._monitor, self._watched = monitor, self._target
         self._tell(monitor, self._target)
         await monitor.run()
+
+    def _consent(self, target: Target, file: ModelConfigFile | None) -> tuple[Consent | None, str]:
+        """Whether it is managed; else why not, where its container's label wants it."""
+        if target.managed is None:
+            return None, ""
+        if not self._config.manage:
+            return None, f"its label {MANAGE} says so, but this monitor was not started with --manage"
+        try:
+            own = own_models(target.managed, file.whole() if file else None)
+        except MonitorError as error:
+            return None, str(error)
+        return Consent(own, sees_disk=not self._config.disk_elsewhere), ""
 
     async def _stop_container(self, target: Target) -> None:
         if self._over or not self._orders.stop.is_set():

@@ -17,7 +17,7 @@ _SHARED_NETWORK = "container:"
 class Container:
     """`networks`: name to this container's IP address there. `published`: TCP port in the container to the (host IP,
     port) pairs that lead to it. `health`: Docker's word, empty without a health check. `run`: when it was started,
-    which tells one run of a container from the next."""
+    which tells one run of a container from the next. `memory`: its limit in bytes, 0: none."""
 
     id: str
     name: str
@@ -34,6 +34,7 @@ class Container:
     network_mode: str = ""
     networks: Mapping[str, str] = field(default_factory=dict)
     published: Mapping[int, tuple[tuple[str, int], ...]] = field(default_factory=dict)
+    memory: int = 0
 
     @property
     def alive(self) -> bool:
@@ -69,6 +70,7 @@ def read_container(inspection: Mapping[str, Any]) -> Container:
         network_mode=str(_object(inspection, "HostConfig").get("NetworkMode", "")),
         networks=_addresses(_object(network, "Networks")),
         published=_published(_object(network, "Ports")),
+        memory=int(_object(inspection, "HostConfig").get("Memory") or 0),
     )
 
 

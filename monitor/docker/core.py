@@ -18,12 +18,14 @@ from monitor.docker.place import Place, View, places
 from monitor.docker.refusal import Reason, Refusal, Refused
 from monitor.docker.wishes import Wishes, check_enabled, read_wishes, runs_monitor
 from monitor.servables import WatchedModel
+from monitor.server_flags import ServerFlags
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
     """One instance to watch. `held`: why its server can't answer at present, empty if it can; `remarks`: what to say of
-    it otherwise. A target with another `identity` is another server, or the same one elsewhere."""
+    it otherwise; `managed`, `labels`, `memory`: see Wishes. A target with another `identity` is another server, or the
+    same one elsewhere."""
 
     instance: str
     container: str
@@ -37,6 +39,9 @@ class Target:
     held: str = ""
     unhealthy: str = ""
     remarks: str = ""
+    managed: ServerFlags | None = None
+    labels: tuple[str, ...] = ()
+    memory: int = 0
 
     @property
     def identity(self) -> Target:
@@ -140,6 +145,9 @@ class DockerCore:
             held="its container is paused" if container.paused else "",
             unhealthy=_unhealthy(container),
             remarks=_remarks(wishes),
+            managed=wishes.managed,
+            labels=wishes.labels,
+            memory=wishes.memory,
         )
 
     def _holder(self, container: Container) -> Container:

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import PurePath
 
+from monitor.consent import own_models
 from monitor.docker.container import Container
 from monitor.docker.refusal import Reason, Refused
 from monitor.errors import MonitorError
+from monitor.memory import parse_memory
 from monitor.servables import WatchedModel
 from monitor.server_flags import IMAGE_ENTRYPOINT, ServerFlags, read_flags
 
@@ -19,7 +21,8 @@ PREFIX = "modelplane."
 ENABLE, INSTANCE = "modelplane.enable", "modelplane.instance"
 GRPC_PORT, REST_PORT, MODELS = "modelplane.grpc-port", "modelplane.rest-port", "modelplane.models"
 ZONE, CAPACITY = "modelplane.zone", "modelplane.capacity"
-LABELS = (ENABLE, INSTANCE, GRPC_PORT, REST_PORT, MODELS, ZONE, CAPACITY)
+MANAGE, MEMORY, LABEL = "modelplane.manage", "modelplane.memory", "modelplane.label."
+LABELS = (ENABLE, INSTANCE, GRPC_PORT, REST_PORT, MODELS, ZONE, CAPACITY, MANAGE, MEMORY)
 
 _IMAGE = re.compile(r"(?:^|/)tensorflow/serving(?:[:@]|$)")
 _SERVER = "tensorflow_model_server"
@@ -29,7 +32,8 @@ _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 
 @dataclass(frozen=True, slots=True)
 class Wishes:
-    """`config_file` is a path inside the container; `unknown` are labels that look like ours and are not."""
+    """`config_file` is a path inside the container; `unknown` are labels that look like ours and are not. `managed`:
+    the flags of a server that is to be managed, None: it is not; `labels`: NAME=VALUE; `memory`: bytes for models."""
 
     port: int
     rest_port: int
@@ -39,6 +43,9 @@ class Wishes:
     capacity: int
     instance: str
     unknown: tuple[str, ...]
+    managed: ServerFlags | None = None
+    labels: tuple[str, ...] = ()
+    memory: int = 0
 
 
 def check_enabled(container: Container) -> None:
@@ -74,6 +81,12 @@ def read_wishes(container: Container) -> Wishes:
     if not models and not config_file:
         text = "neither its command nor its environment names a model"
         raise Refused(Reason.NO_MODELS, f"{text}; add the label {MODELS}=NAME")
+    managed = flags if _truth(labels, MANAGE) else None
+    if managed is not None:
+        try:
+            own_models(managed, None)
+        except MonitorError as error:
+            raise Refused(Reason.BAD_LABEL, f"{MANAGE}: {error}") from None
     return Wishes(
         port=_port(labels, GRPC_PORT, 1, flags.port),
         rest_port=_port(labels, REST_PORT, 0, flags.rest_api_port),
@@ -82,8 +95,25 @@ def read_wishes(container: Container) -> Wishes:
         zone=labels.get(ZONE, ""),
         capacity=_number(labels, CAPACITY, 1, 1_000_000, 1),
         instance=labels.get(INSTANCE, ""),
-        unknown=tuple(sorted(name for name in labels if name.startswith(PREFIX) and name not in LABELS)),
+        unknown=tuple(sorted(name for name in labels if name.startswith(PREFIX) and not _known(name))),
+        managed=managed,
+        labels=tuple(
+            f"{name[len(LABEL) :]}={value}" for name, value in sorted(labels.items()) if name.startswith(LABEL)
+        ),
+        memory=_memory(container),
     )
+
+
+def _known(label: str) -> bool:
+    return label in LABELS or (label.startswith(LABEL) and label != LABEL)
+
+
+def _memory(container: Container) -> int:
+    text = container.labels.get(MEMORY)
+    try:
+        return parse_memory(text) if text is not None else container.memory
+    except ValueError as error:
+        raise Refused(Reason.BAD_LABEL, f"{MEMORY}={error}") from None
 
 
 def server_command(command: Sequence[str]) -> tuple[str, ...]:

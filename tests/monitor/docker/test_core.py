@@ -10,6 +10,7 @@ from monitor.docker.container import read_container
 from monitor.docker.core import Decision, DockerCore, Target
 from monitor.docker.host import own_container
 from monitor.docker.refusal import Reason
+from monitor.server_flags import ServerFlags
 from tests.monitor.docker.inspections import inspection
 
 BRIDGES = frozenset({"bridge", "front", "back"})
@@ -106,12 +107,28 @@ def test_the_command_names_ports_and_models(command: list[str], models: list[str
         ({"modelplane.capacity": "-1"}, "between 1 and 1000000"),
         ({"modelplane.enable": "maybe"}, "neither true nor false"),
         ({"modelplane.models": "=x"}, "a name is empty"),
+        ({"modelplane.manage": "perhaps"}, "neither true nor false"),
+        ({"modelplane.memory": "much"}, "write for example 8GiB"),
     ],
 )
 def test_a_label_that_can_not_be_read_is_named(labels: dict[str, str], words: str) -> None:
     found, text = reason(inspection("a", labels=labels))
     assert found is Reason.BAD_LABEL
     assert words in text
+
+
+def test_what_a_managed_container_says_of_itself() -> None:
+    labels = {"modelplane.manage": "true", "modelplane.label.gpu": "a100", "modelplane.memory": "2GiB"}
+    command = ["tensorflow_model_server", "--model_config_file=/m.config"]
+    target = only(inspection("a", labels=labels, entrypoint=command))
+    assert target.managed == ServerFlags(model_config_file="/m.config")
+    assert (target.labels, target.memory, target.remarks) == (("gpu=a100",), 2**31, "")
+    assert only(inspection("a", entrypoint=command)).managed is None
+    found, text = reason(
+        inspection("a", labels=labels, entrypoint=[*command, "--model_config_file_poll_wait_seconds=5"])
+    )
+    assert found is Reason.BAD_LABEL
+    assert "re-reads its model config file" in text
 
 
 def test_reasons_by_name() -> None:
