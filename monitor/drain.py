@@ -114,7 +114,12 @@ class DrainWait:
         busy = {
             f"control plane {name}: {self._reason(plane)}" for name, plane in self._planes.items() if self._told(plane)
         }
-        return self.listed and busy.issuperset(self.waiting())
+        return bool(self._planes) and busy.issuperset(self.waiting())
+
+    @property
+    def nobody(self) -> bool:
+        """Whether there is no control plane that could say anything."""
+        return self.listed and not self._planes
 
     def give_up(self, now: float) -> None:
         """Forget the replicas that had their time."""

@@ -266,7 +266,7 @@ class Manage:
         elif self._may_retire(model, there, now):
             model.retired |= leaving
         else:
-            model.retired |= {version for version in leaving if version not in there or not there[version].answers}
+            model.retired |= {version for version in leaving if _useless(there.get(version))}
         gone = {version for version in leaving & model.retired if _out_of_use(there.get(version))}
         out = {version for version, attempt in model.attempts.items() if attempt.out} if not model.moved_away else set()
         model.target = (assigned - out) | (leaving - gone)
@@ -293,6 +293,13 @@ def _undecided(model: ManagedModel, there: Held, version: int) -> bool:
         return False
     waits = one is None or one.state is not ServableState.AVAILABLE or one.proof is Proof.PENDING
     return waits or version in model.retired
+
+
+def _useless(one: HeldVersion | None) -> bool:
+    """Whether nobody can be answered by it. One that is not proved yet may be an endpoint since an earlier monitor."""
+    if one is None or one.state is not ServableState.AVAILABLE:
+        return True
+    return not one.answers and one.proof is Proof.FAILED
 
 
 def _out_of_use(one: HeldVersion | None) -> bool:

@@ -2,7 +2,8 @@
 
 Invariant: a version is called drained only when every control plane says that all of its Envoys have acknowledged that
 it drains; and either nothing is in flight on it, or the deadline has passed. What is in flight then is no reason to
-wait: the server answers it before it lets go of the version. Without that acknowledgement no deadline unloads it.
+wait: the server answers it before it lets go of the version. Without that acknowledgement no deadline unloads it, and
+without any control plane nothing does: Envoys go on with what they were told last.
 """
 
 from __future__ import annotations
@@ -124,7 +125,10 @@ class Retirements:
         now, done = _now(), []
         for key, drain in self._drains.items():
             what = f"model {key.model} version {key.version}"
-            if not (waiting := drain.wait.waiting()):
+            waiting = drain.wait.waiting()
+            if not waiting and drain.wait.nobody:
+                waiting = ("a control plane, to say that no Envoy sends there",)
+            if not waiting:
                 log.info("%s on %s: drained in %.2f s", what, key.instance, now - drain.began)
                 if unheard := drain.wait.unheard():
                     log.warning("%s on %s: nobody could say that nothing is in flight: %s", what, key.instance, unheard)

@@ -37,6 +37,8 @@ class Load:
     drained: bool = False
     in_flight: bool = False
     """It was an endpoint, and was not drained since."""
+    inherited: bool = False
+    """It was one of the monitor before, which stands until this one has asked it."""
 
 
 @dataclass
@@ -59,16 +61,16 @@ class World:
         self.begin()
 
     def begin(self) -> None:
-        """A monitor starts; one that was there is gone, and what it knew."""
+        """A monitor starts; one that was there is gone, and what it knew, but for its endpoints."""
+        ready = {key for key in self.loads if self.ready(*key)}
         self.manage, self.reload = Manage(), Reload(Told("i"), {}, ReloadTiming(deadline=2.0, last=8.0))
         self.targets: Any = None
-        self.served.clear()
         self.call = None
         self.manage.found({name: f"/{name}" for name in NAMES}, self.now)
         self.assign(self.wish)
-        for load in self.loads.values():
+        for key, load in self.loads.items():
             load.proving = load.retired = 0
-            load.drained = False
+            load.drained, load.inherited = False, key in ready
 
     def assign(self, wish: Wish) -> None:
         self.wish = wish
@@ -112,14 +114,19 @@ class World:
                 retired = (name, version) in self.manage.retired
                 load.retired = load.retired + 1 if retired else 0
                 load.drained = load.retired > FLIGHT
-                load.in_flight = (load.in_flight or (self.answers(name, version) and not retired)) and not load.drained
+                load.in_flight = (load.in_flight or self.ready(name, version)) and not load.drained
 
     def serve(self) -> None:
         for name in NAMES:
-            ready = any(self.answers(name, one) and (name, one) not in self.manage.retired for one in (1, 2, 3))
+            ready = any(self.ready(name, version) for version in (1, 2, 3))
             assert ready or name not in self.served, f"{name} has no endpoint any more"
             if ready and self.wish.get(name):
                 self.served.add(name)
+
+    def ready(self, name: str, version: int) -> bool:
+        load = self.loads.get((name, version))
+        inherited = load is not None and load.inherited and load.proving <= PROOF
+        return (inherited or self.answers(name, version)) and (name, version) not in self.manage.retired
 
     def answers(self, name: str, version: int) -> bool:
         load = self.loads.get((name, version))
