@@ -300,7 +300,8 @@ class Planner:
         self._state.waiting.discard(name)
 
     def _wait(self, view: View, resolved: Resolved) -> None:
-        wanting = view.short > 0 or not view.targets or any(self._wants(view, copy) for copy in view.targets)
+        # Not those whose turn to load has not come: they are touched when it does.
+        wanting = view.short > 0 or not view.targets or any(self._has_no_room(view, copy) for copy in view.targets)
         (self._state.waiting.add if wanting and view.managed else self._state.waiting.discard)(view.name)
         times = [resolved.look_at] if resolved.look_at is not None else []
         for copy in view.targets:
@@ -310,10 +311,9 @@ class Planner:
         if times:
             self._look_at[view.name] = min(times)
 
-    def _wants(self, view: View, copy: Copy) -> bool:
-        return copy.usable and not view.wanted & copy.on_disk <= frozenset(
-            self._models(copy.instance).get(view.name, AssignedModel("", ())).versions
-        )
+    def _has_no_room(self, view: View, copy: Copy) -> bool:
+        missing = (view.wanted & copy.on_disk) - copy.has - copy.held
+        return copy.usable and any(view.size(version) > copy.free for version in missing)
 
     def _tell(self, kind: str, model: str, instance: str, *, text: str) -> None:
         self._events.append(Event(self._now, kind, model, instance, text=text))
