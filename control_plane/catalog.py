@@ -316,6 +316,8 @@ class Catalog:
             # One line per instance is the service's to say (guard.py): it may hold a thousand models.
             log.debug("model %s version %d on %s: lease lost, used on under suspicion", *_names(key))
             self._suspect_keys[key.instance].add(key)
+            # Forgotten if its instance's key went before, in a revision of its own.
+            self._addresses[key.instance] = _address(record)
             self._suspects.lost(key.instance, now)
         else:
             self._drop(key)

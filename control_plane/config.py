@@ -6,6 +6,7 @@ import os
 import socket
 from dataclasses import dataclass, field
 
+from control_plane.leading import LeadingConfig
 from control_plane.resources.settings import DataPlaneSettings
 from control_plane.suspects import SuspectPolicy
 from registry.addresses import split_address
@@ -76,6 +77,7 @@ class ControlPlaneConfig:
             "metavar": "SECONDS",
         },
     )
+    leading: LeadingConfig = field(default_factory=LeadingConfig, metadata={"help": "carrying out policies"})
     data_plane: DataPlaneSettings = field(default_factory=DataPlaneSettings)
 
     def __post_init__(self) -> None:

@@ -8,6 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
+from control_plane.leader import Figures
 from control_plane.xds.events import short_type
 from control_plane.xds.subscription import Counters
 
@@ -51,6 +52,11 @@ class Metrics:
         self.suspects = gauge("suspect_instances", "instances whose leases are lost and that are used all the same")
         self.dead_suspects = gauge("dead_suspect_instances", "suspects that fail their checks")
         self.guard = gauge("guard_active", "1 while instances are used whose leases were lost in bulk or for too long")
+        self._leads = gauge("leads", "1 while this control plane is the one that carries out policies")
+        self._planned = gauge("planned_models", "models planned since the start, each time they were")
+        self._plan_writes = gauge("plan_writes", "transactions written as the leader")
+        self._plan_seconds = gauge("plan_seconds", "seconds spent in planning")
+        self._waiting = gauge("waiting_models", "models that find no instance with the room and the files")
         self.draining = gauge("draining_instances", "instances that take no new requests")
         self.envoys = gauge("envoys", "connected xDS streams")
         self.away = gauge("away_envoys", "Envoys that no control plane has and that drains wait for")
@@ -66,6 +72,14 @@ class Metrics:
     def streams(self, totals: Mapping[str, Counters]) -> None:
         """What the streams have counted so far, by type URL."""
         self._totals.now = totals
+
+    def leading(self, figures: Figures) -> None:
+        """What this replica does as the leader, read anew by each scrape."""
+        self._leads.set_function(lambda: figures.leads)
+        self._planned.set_function(lambda: figures.planned)
+        self._plan_writes.set_function(lambda: figures.writes)
+        self._plan_seconds.set_function(lambda: figures.seconds)
+        self._waiting.set_function(lambda: figures.waiting)
 
     def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
         return Gauge(f"modelplane_{name}", text, labels, registry=self.registry)

@@ -33,6 +33,7 @@ from control_plane.inspection.loop import LoopGate
 from control_plane.inspection.pages import Pages
 from control_plane.inspection.reflection import enable_reflection
 from control_plane.lasting import lasting_objects
+from control_plane.leading import Leading
 from control_plane.metrics import Metrics
 from control_plane.pipeline import Pipeline
 from control_plane.proxyless_view import ProxylessView
@@ -123,6 +124,14 @@ class ControlPlane:
         )
         self._health = Health()
         self._drains = Drains(self._pipeline.catalog, self._xds, self._loads)
+        self._leading = Leading(
+            config.leading,
+            self._keyspace,
+            config.replica_name,
+            config.lease_ttl,
+            lambda: self._pipeline.catalog.suspects,
+        )
+        self._metrics.leading(self._leading.figures)
         self._http = ""
         self._connected = False
         self._trouble = "the registry has not been read yet"
@@ -159,7 +168,9 @@ class ControlPlane:
                         traffic = self._keyspace.make(PlaneTrafficKey(self._config.replica_name))
                         publish = self._statistics.publish(keys, traffic, lambda: self._table.ready)
                         tasks.create_task(publish, name="statistics")
+                        tasks.create_task(self._leading.run(client), name="leading")
                 finally:
+                    await self._leading.close()
                     await keys.close()
 
     async def _follow(self, client: EtcdClient, keys: LeasedKeys, nodes: LeasedKeys) -> None:
@@ -172,6 +183,7 @@ class ControlPlane:
                 # find no control plane to wait for.
                 for key in own.keys() & update.deletes:
                     own[key].doubt()
+            self._leading.heard(update)
             if isinstance(update, Connection):
                 self._connection_changed(update)
             if self._roll.apply(update, now):
@@ -207,6 +219,7 @@ class ControlPlane:
 
     async def _say_ready(self) -> None:
         if self._table.ready:
+            self._leading.may_stand()
             await self._health.ready()
 
     def _connection_changed(self, update: Connection) -> None:

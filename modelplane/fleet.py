@@ -14,7 +14,8 @@ from enum import StrEnum
 from control_plane.catalog import Catalog
 from control_plane.model import Health, Model
 from registry.follow import Changes, Connection, Snapshot, Update
-from registry.keys import InstanceKey, Keyspace, LoadKey, PlaneKey, PlaneTrafficKey, ReadyKey
+from registry.keys import InstanceKey, Keyspace, LeaderKey, LoadKey, PlaneKey, PlaneTrafficKey, ReadyKey
+from registry.leaders import LeaderRecord, decode_leader
 from registry.loads import LoadRecord, decode_load
 from registry.plane_traffic import PlaneTraffic, decode_plane_traffic
 from registry.records import (
@@ -79,6 +80,9 @@ class Picture:
     traffic: Mapping[str, PlaneTraffic] = field(default_factory=dict)
     """By control plane."""
 
+    leader: LeaderRecord | None = None
+    """The control plane that carries out policies."""
+
     @property
     def converged(self) -> bool:
         """Whether some Envoy is connected and all of them have been brought to `revision`."""
@@ -102,6 +106,7 @@ class Fleet:
         self._planes: dict[str, PlaneRecord] = {}
         self._loads: dict[str, LoadRecord] = {}
         self._traffic: dict[str, PlaneTraffic] = {}
+        self._leader: LeaderRecord | None = None
         self._special: dict[ReadyKey, State] = {}
         """What may be no endpoint and is more than its servable tells."""
         self._connected = False
@@ -131,6 +136,7 @@ class Fleet:
             instances=dict(sorted(self._instances.items())),
             planes=dict(self._planes),
             loads=dict(self._loads),
+            leader=self._leader,
             traffic=dict(self._traffic),
         )
 
@@ -144,6 +150,8 @@ class Fleet:
                         self._loads[instance] = decode_load(value)
                     case PlaneKey(replica):
                         self._planes[replica] = decode_plane(value)
+                    case LeaderKey():
+                        self._leader = decode_leader(value)
                     case PlaneTrafficKey(replica):
                         self._traffic[replica] = decode_plane_traffic(value)
                     case ReadyKey() as key:
@@ -164,6 +172,8 @@ class Fleet:
                 self._loads.pop(instance, None)
             case PlaneKey(replica):
                 self._planes.pop(replica, None)
+            case LeaderKey():
+                self._leader = None
             case PlaneTrafficKey(replica):
                 self._traffic.pop(replica, None)
             case ReadyKey() as key:

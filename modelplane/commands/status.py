@@ -7,6 +7,7 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
+from datetime import UTC, datetime
 
 from modelplane.access import FleetConfig, read_fleet
 from modelplane.commandline import CommandLine
@@ -39,9 +40,17 @@ def run(argv: Sequence[str]) -> int:
     lines = table(picture, width)
     lines += [fit(clean(line), width) for line in lost_leases(reports, picture.planes, time.time())]
     lines += [fit(clean(line.text), width) for line in unreachable(reports)]
+    lines += ["", fit(clean(_leader(picture)), width)] if picture.planes else []
     lines += [] if reports or picture.planes else ["", fit(NO_PLANE, width)]
     sys.stdout.write("\n".join(lines) + "\n")
     return 0
+
+
+def _leader(picture: Picture) -> str:
+    if picture.leader is None:
+        return "LEADER  none: no control plane carries out policies, everything goes on as it was"
+    since = datetime.fromtimestamp(picture.leader.since, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    return f"LEADER  {picture.leader.replica}, since {since}"
 
 
 async def _read(fleet: FleetConfig, config: PlaneConfig) -> tuple[Picture, list[Report]]:

@@ -247,6 +247,14 @@ def test_a_suspect_whose_address_another_instance_has_is_given_up() -> None:
     assert registry.catalog.suspects == frozenset()
 
 
+def test_an_instances_key_that_goes_before_its_servables_leaves_suspects() -> None:
+    registry = Registry()
+    registry.put(instance("a"), ready("m", 1, "a"))
+    registry.delete(instance("a"))
+    registry.delete(ready("m", 1, "a"))
+    assert registry.catalog.suspects == {"a"}
+
+
 def test_leases_lost_in_bulk_are_held_against_the_registry() -> None:
     registry = Registry(SuspectPolicy(grace=10, bulk_hold=60))
     for name in "abc":
