@@ -82,6 +82,7 @@ class PlannedFleet:
         self.events: list[Event] = []
         self.generations: dict[str, int] = {}
         self.entries: dict[str, bytes] = {}
+        self.leaders = 0
 
     # -- the operator
 
@@ -190,13 +191,14 @@ class PlannedFleet:
         self.state.apply(Changes(self.revision, puts, gone), self.now)
 
     def another_leader(self) -> None:
-        """Somebody else reads it all, and plans on."""
+        """Somebody else reads it all, and plans on; the statistics that this one adds up are its own."""
+        self.leaders += 1
         self.state = FleetState(SPACE)
         self.state.apply(Snapshot(self.revision, self.entries), self.now)
 
     def decide(self) -> Decisions:
         models, self.state.touched = self.state.touched, set()
-        return plan(self.state, self.now, models, settings=self.settings)
+        return plan(self.state, self.now, models, settings=self.settings, source=str(self.leaders))
 
     def write(self, decisions: Decisions) -> None:
         self.events += decisions.events
