@@ -324,6 +324,7 @@ def _matches(policy: Policy, instance: Instance) -> bool:
 
 
 def _named(record: TrafficRecord, name: str) -> set[int]:
-    weighted = {version for version, parts in record.weights.items() if parts}
+    # With a weight of 0 too: it is one of a canary's two, and has nobody ready for a moment.
+    weighted = set(record.weights)
     mirrored = {one.version for one in record.mirrors if one.model == name and one.version is not None}
     return weighted | set(record.labels.values()) | mirrored
