@@ -33,7 +33,8 @@ async def fleet(tmp_path: Path) -> AsyncIterator[Fleet]:
 
 
 def clusters(fleet: Fleet) -> set[str]:
-    return {line.split("::")[0] for line in fleet.envoys[0].admin("/clusters").splitlines()} - {"@xds"}
+    of_the_bootstrap = {"@xds", "@shadow", "@compare"}
+    return {line.split("::")[0] for line in fleet.envoys[0].admin("/clusters").splitlines()} - of_the_bootstrap
 
 
 async def test_a_request_brings_its_cluster(fleet: Fleet) -> None:
