@@ -7,6 +7,7 @@ lives, whoever comes and goes.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import zip_longest
@@ -21,6 +22,11 @@ Servable: TypeAlias = tuple[str, int | None]
 LATENCY_BOUNDS: tuple[float, ...] = tuple(round(10 ** (power / 10 - 4), 7) for power in range(61))
 """Seconds, ten bounds per decade from 0.1 ms to 100 s: bucket `i` counts what took longer than the bound before and at
 most this one, and one more bucket what took longer than all."""
+
+
+def latency_bucket(seconds: float) -> int:
+    """Which bucket counts it."""
+    return bisect_left(LATENCY_BOUNDS, seconds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,27 +122,43 @@ def _grown(now: VersionTotals, before: VersionTotals) -> VersionTotals:
     return replace(VersionTotals(**counts), latency=latency, difference=now.difference, in_progress=0)
 
 
+def _most(now: VersionTotals, before: VersionTotals) -> VersionTotals:
+    counts = {name: max(getattr(now, name), getattr(before, name)) for name in _NAMES}
+    latency = tuple(max(a, b) for a, b in zip_longest(now.latency, before.latency, fillvalue=0))
+    return replace(VersionTotals(**counts), latency=latency, difference=now.difference, in_progress=now.in_progress)
+
+
+_REMEMBERED = 100
+"""How many runs of control planes a sum remembers, in case they come back."""
+
+
 class TrafficSum:
     """The counters of all control planes together. One that comes counts with all it has, one that goes leaves what it
-    has counted; what is in progress is that of those which are there."""
+    has counted, and goes on from there if it was only its lease that was lost; what is in progress is that of those
+    which are there. A record need not name all: of what it leaves out nothing is new."""
 
     def __init__(self) -> None:
         self._sums: dict[Servable, VersionTotals] = {}
         self._planes: dict[str, PlaneTraffic] = {}
+        self._known: dict[tuple[str, str], dict[Servable, VersionTotals]] = {}
 
     def apply(self, replica: str, record: PlaneTraffic | None) -> frozenset[str]:
         """Take in what a replica says now; None: it has gone. The models of which it told something new."""
-        before = self._planes.pop(replica, None)
+        self._planes.pop(replica, None)
         if record is None:
             return frozenset()
         self._planes[replica] = record
-        known = before.servables if before is not None and before.epoch == record.epoch else {}
+        # The newest come last, so that what is forgotten has been silent for longest.
+        known = self._known[replica, record.epoch] = self._known.pop((replica, record.epoch), {})
+        for one in list(self._known)[: max(0, len(self._known) - _REMEMBERED)]:
+            del self._known[one]
         touched = set()
         for servable, totals in record.servables.items():
-            more = _grown(totals, known.get(servable, VersionTotals()))
+            before = known.get(servable, VersionTotals())
             if totals != known.get(servable):
                 touched.add(servable[0])
-                self._sums[servable] = added(self._sums.get(servable, VersionTotals()), more)
+                self._sums[servable] = added(self._sums.get(servable, VersionTotals()), _grown(totals, before))
+                known[servable] = _most(totals, before)
         return frozenset(touched)
 
     def of(self, model: str) -> dict[int, VersionTotals]:

@@ -29,6 +29,7 @@ from registry.keys import (
 )
 from registry.leaders import LeaderRecord, decode_leader, encode_leader
 from registry.pb import records_pb2
+from registry.plane_traffic import PlaneTraffic, VersionTotals, decode_plane_traffic, encode_plane_traffic
 from registry.records import RecordError
 from registry.rollouts import Phase, RolloutRecord, decode_rollout, encode_rollout
 from registry.traffic import Mirror, TrafficRecord, decode_traffic, encode_traffic
@@ -82,6 +83,18 @@ FOUND = st.builds(
     ),
 )
 LEADERS = st.builds(LeaderRecord, NAMES, TIMES)
+COUNTS = st.lists(SMALL, max_size=3).map(tuple)
+PLANE_TRAFFIC = st.builds(
+    PlaneTraffic,
+    NAMES,
+    TIMES,
+    st.dictionaries(
+        st.tuples(NAMES, st.none() | VERSIONS),
+        st.builds(VersionTotals, SMALL, SMALL, SMALL, SMALL, COUNTS, SMALL, SMALL, SMALL, NAMES),
+        max_size=3,
+    ),
+    st.dictionaries(NAMES, SMALL, max_size=3),
+)
 
 KINDS: list[tuple[Any, Callable[[Any], bytes], Callable[[bytes], Any], type[Message]]] = [
     (ASSIGNMENTS, encode_assignment, decode_assignment, records_pb2.Assignment),
@@ -90,6 +103,7 @@ KINDS: list[tuple[Any, Callable[[Any], bytes], Callable[[bytes], Any], type[Mess
     (EVENTS, encode_event, decode_event, records_pb2.Event),
     (FOUND, encode_found, decode_found, records_pb2.Found),
     (LEADERS, encode_leader, decode_leader, records_pb2.Leader),
+    (PLANE_TRAFFIC, encode_plane_traffic, decode_plane_traffic, records_pb2.PlaneTraffic),
 ]
 
 

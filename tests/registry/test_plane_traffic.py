@@ -16,6 +16,7 @@ from registry.plane_traffic import (
     added,
     decode_plane_traffic,
     encode_plane_traffic,
+    latency_bucket,
     quantile,
 )
 from registry.records import RecordError
@@ -79,6 +80,22 @@ def test_the_sum_is_all_that_was_counted_whoever_restarts(steps: list[tuple[str,
     assert total.of("m").get(1, VersionTotals()).requests == expected
 
 
+@given(
+    st.lists(
+        st.tuples(st.sampled_from("ab"), st.integers(0, 50), st.sampled_from(["all", "a part", "lost"])), max_size=30
+    )
+)
+def test_a_lost_lease_and_a_part_of_a_record_count_nothing_twice(steps: list[tuple[str, int, str]]) -> None:
+    total, counts = TrafficSum(), {"a": 0, "b": 0}
+    for replica, more, what in steps:
+        counts[replica] += more
+        part = PlaneTraffic("same", 0.0, {("other", None): VersionTotals(requests=1)})
+        total.apply(replica, {"all": _said("same", counts[replica]), "a part": part, "lost": None}[what])
+    for replica, count in counts.items():
+        total.apply(replica, _said("same", count))
+    assert total.of("m")[1].requests == sum(counts.values())
+
+
 @given(_TOTALS, _TOTALS)
 def test_a_sum_does_not_depend_on_the_order_but_for_the_example(one: VersionTotals, other: VersionTotals) -> None:
     assert replace(added(one, other), difference="") == replace(added(other, one), difference="")
@@ -90,3 +107,10 @@ def test_a_quantile_is_the_bound_of_its_bucket() -> None:
     assert quantile((99, 0, 1), 0.5) == LATENCY_BOUNDS[0]
     assert quantile((99, 0, 1), 1.0) == LATENCY_BOUNDS[2]
     assert quantile((*[0] * 61, 1), 0.5) == LATENCY_BOUNDS[-1]
+
+
+@given(st.floats(0, 1000))
+def test_a_bucket_holds_what_its_bounds_say(seconds: float) -> None:
+    at = latency_bucket(seconds)
+    assert at == len(LATENCY_BOUNDS) or seconds <= LATENCY_BOUNDS[at]
+    assert not at or seconds > LATENCY_BOUNDS[at - 1]
