@@ -20,6 +20,7 @@ from envoy.extensions.http.early_header_mutation.header_mutation.v3 import heade
 from envoy.extensions.retry.host.previous_hosts.v3 import previous_hosts_pb2
 
 from control_plane.resources import local_replies
+from control_plane.resources.access_logs import observed
 from control_plane.resources.clusters import Protocol, seconds
 from control_plane.resources.names import (
     CLUSTER_HEADER,
@@ -79,7 +80,7 @@ def _manager(name: str, router: str, settings: DataPlaneSettings) -> _HCM:
     http2.connection_keepalive.timeout.CopyFrom(seconds(20))
     _drop_internal_headers(manager)
     _add_filters(manager, router, settings)
-    # manager.access_log: one entry per listener belongs here.
+    manager.access_log.append(observed(name))
     return manager
 
 

@@ -15,11 +15,17 @@ REST_ROUTER = "model_router_rest"
 NOWHERE = "@nowhere"
 """A cluster without an instance, for the routes of gRPC clients that lead to none."""
 
+CONTROL_PLANES = "@xds"
+"""Static, in the bootstrap."""
+
 CLUSTER_HEADER = "x-modelplane-cluster"
 """Request header that the model router sets and the routes read."""
 
 MIRRORED_HEADER = "x-modelplane-mirrored"
 """The same, of a request that is copied to one or both of the clusters that the next two name."""
+
+OBSERVE_HEADER = "x-modelplane-observe"
+"""The same, of a request whose outcome the access log tells."""
 
 SHADOW_HEADER, COMPARER_HEADER = "x-modelplane-shadow", "x-modelplane-comparer"
 
@@ -41,6 +47,14 @@ def grpc_cluster(model: str, version: int | None = None) -> str:
 def rest_cluster(model: str, version: int | None = None) -> str:
     """The same for REST ports."""
     return f"@rest/{grpc_cluster(model, version)}"
+
+
+def read_cluster(cluster: str) -> tuple[str, int | None] | None:
+    """The model and version whose requests a cluster gets, gRPC or REST; None: it is no model's."""
+    encoded, at, version = cluster.removeprefix("@rest/").partition("@")
+    if not encoded or (at and not (version.isascii() and version.isdigit())):
+        return None
+    return unquote(encoded), int(version) if at else None
 
 
 def read_name(name: str) -> tuple[str, str]:
