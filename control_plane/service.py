@@ -48,6 +48,7 @@ from control_plane.resources.resource import (
 from control_plane.roll_call import RollCall, names
 from control_plane.statistics import Statistics
 from control_plane.suspects import Verdict
+from control_plane.xds.access_log import AccessLogServer
 from control_plane.xds.events import short_type
 from control_plane.xds.load_reports import LoadReportServer
 from control_plane.xds.server import SERVER_OPTIONS, XdsServer
@@ -119,8 +120,13 @@ class ControlPlane:
         self._comparer = Comparer(
             self._pipeline.catalog, self.compared, lambda outcome: self._metrics.comparisons.labels(outcome).inc()
         )
+        self._access_logs = AccessLogServer()
         self._statistics = Statistics(
-            self._pipeline.catalog, self._loads, self.compared, pause=config.statistics_interval
+            self._pipeline.catalog,
+            self._loads,
+            self.compared,
+            self._access_logs.totals,
+            pause=config.statistics_interval,
         )
         self._health = Health()
         self._drains = Drains(self._pipeline.catalog, self._xds, self._loads)
@@ -357,7 +363,8 @@ class ControlPlane:
         self._health.add_to(server)
         client_status = ClientStatus(self._inside)
         own = (*self._xds.handlers(), *self._loads.handlers(), *client_status.handlers())
-        server.add_generic_rpc_handlers((*own, *self._comparer.handlers()))
+        told = (*self._access_logs.handlers(), *self._comparer.handlers())
+        server.add_generic_rpc_handlers((*own, *told))
         enable_reflection(server, FOR_ENVOYS | FOR_OPERATORS)
         try:
             server.add_insecure_port(self._config.xds_listen)

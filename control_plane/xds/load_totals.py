@@ -13,22 +13,12 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
-from urllib.parse import unquote
 
+from control_plane.resources.names import read_cluster
 from registry.plane_traffic import Servable, VersionTotals
 
-_REST = "@rest/"
 Address = tuple[str, int]
 """IP and port, as load reports name an endpoint."""
-
-
-def servable_of(cluster: str) -> Servable | None:
-    """The model and version whose requests a cluster gets; None: it is no model's. REST and gRPC count together."""
-    name = cluster.removeprefix(_REST)
-    encoded, at, version = name.partition("@")
-    if not encoded or (at and not version.isdecimal()):
-        return None
-    return unquote(encoded), int(version) if at else None
 
 
 @dataclass(slots=True)
@@ -59,7 +49,7 @@ class LoadTotals:
                 self._count(mine, cluster)
 
     def _count(self, mine: _Reporter, cluster: Any) -> None:
-        servable = servable_of(cluster.cluster_name)
+        servable = read_cluster(cluster.cluster_name)
         if servable is None:
             return
         good = sum(one.total_successful_requests for one in cluster.upstream_locality_stats)
@@ -85,7 +75,7 @@ class LoadTotals:
         progress: Counter[Servable] = Counter()
         for reporter in self._reporters.values():
             for cluster, (count, _) in reporter.progress.items():
-                if servable := servable_of(cluster):
+                if servable := read_cluster(cluster):
                     progress[servable] += count
         return {
             servable: replace(self._counts.get(servable, VersionTotals()), in_progress=progress[servable])

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
 
 from registry.etcd import EtcdClient, EtcdConfig
-from registry.keys import Keyspace, PlaneTrafficKey, ReadyKey
+from registry.keys import Keyspace, PlaneTrafficKey, ReadyKey, TrafficKey
 from registry.plane_traffic import PlaneTraffic, VersionTotals, decode_plane_traffic
+from registry.traffic import TrafficRecord, encode_traffic
 from tests.support import saved_models
 from tests.support.saved_models import prediction_service_pb2_grpc
 from tests.support.stack import Stack
@@ -26,10 +28,34 @@ async def traffic(stack: Stack) -> PlaneTraffic:
     return decode_plane_traffic(entry.value)
 
 
-async def test_requests_are_counted_by_version_and_in_flight_by_instance(tmp_path: Path) -> None:
+async def observe(stack: Stack, stub: Any) -> None:
+    """Each of the record, the router, Envoy and the control plane has to take the others' word for it."""
+    async with EtcdClient(EtcdConfig((stack.etcd.endpoint,))) as client:
+        await client.put(Keyspace().make(TrafficKey("m")), encode_traffic(TrafficRecord({1: 1}, observe=1.0)))
+
+    async def observed() -> bool:
+        await stub.Predict(saved_models.predict_request("m", [2.0]))
+        return (await traffic(stack)).servables[("m", 1)].observed > 5
+
+    await eventually(observed, "requests to be observed")
+    wrong = saved_models.predict_request("m", [2.0])
+    wrong.inputs["y"].CopyFrom(wrong.inputs.pop("x"))
+    with pytest.raises(grpc.aio.AioRpcError):
+        await stub.Predict(wrong)
+
+    async def failed() -> bool:
+        said = (await traffic(stack)).servables[("m", 1)]
+        assert said.observed_errors == 1, said
+        return sum(said.latency) == said.observed
+
+    await eventually(failed, "the error to be told")
+
+
+async def test_requests_are_counted_by_version_in_flight_by_instance_and_observed_by_their_end(tmp_path: Path) -> None:
     """Waits until the control plane has written what was asked of a model that came after Envoy was first asked for its
-    reports, and what is in flight while requests sleep."""
-    stack = Stack(tmp_path, ("--statistics-interval", "0.5"))
+    reports, what is in flight while requests sleep, and how observed requests ended: those come by way of the model's
+    traffic record, the router and Envoy's access log. No leader, which would delete a record without a policy."""
+    stack = Stack(tmp_path, ("--no-leader", "--statistics-interval", "0.5"))
     try:
         stack.start_instance("a", {"m": tmp_path / "models" / "m", "s": tmp_path / "models" / "s"})
         saved_models.half_plus_two(tmp_path / "models" / "m")
@@ -56,5 +82,6 @@ async def test_requests_are_counted_by_version_and_in_flight_by_instance(tmp_pat
                 return sum(one.requests for (model, _), one in said.servables.items() if model == "s") == 3
 
             await eventually(ended, "nothing to be in flight")
+            await observe(stack, stub)
     finally:
         stack.close()
