@@ -28,7 +28,7 @@ from monitor.load_watch import LoadWatch
 from monitor.manager import Manager
 from monitor.model_config import ModelConfigFile
 from monitor.plan import Plan
-from monitor.predecessor import answers, remains
+from monitor.predecessor import Remains, answers, remains
 from monitor.proof_course import ReproofPolicy
 from monitor.signals import StopOrders
 from monitor.watch import Watch
@@ -80,7 +80,7 @@ class InstanceMonitor:
         self._stop_server = stop_server
         self._owned = owned
         self._consent = consent
-        self._left: frozenset[str] = frozenset()
+        self._left = Remains()
         self._keyspace = Keyspace(config.prefix)
         self._ended = asyncio.Event()
         self._end_reason = ""
@@ -194,7 +194,7 @@ class InstanceMonitor:
         left = await remains(self._etcd, keyspace, name, endpoint, new_server=self._new_server)
         leased.set({keyspace.make(key): None for key in left.stale})
         core.inherit(Inherited(left.here, left.elsewhere))
-        self._left = left.models
+        self._left = left
 
     async def _until_the_end(
         self, core: MonitorCore, client: ServerClient, watch: Watch, leased: LeasedKeys, claimant: Claimant

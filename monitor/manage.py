@@ -112,13 +112,15 @@ class Manage:
     _refused: frozenset[str] = frozenset()
     _known: bool = False
     _complete: bool = False
+    _ready: frozenset[tuple[str, int]] = frozenset()
     _began: float = 0.0
 
     # --- observations -------------------------------------------------------------------------------------------
 
-    def found(self, names: Mapping[str, str], now: float) -> None:
-        """Models that the server may hold from before, with their base paths, empty where unknown."""
-        self._began = now
+    def found(self, names: Mapping[str, str], ready: frozenset[tuple[str, int]], now: float) -> None:
+        """Models that the server may hold from before, with their base paths, empty where unknown; `ready`: versions
+        that have been endpoints ever since."""
+        self._began, self._ready = now, ready
         for name, base_path in names.items():
             if name not in self.own and name not in self._models:
                 self._models[name] = ManagedModel(base_path)
@@ -166,6 +168,8 @@ class Manage:
             if there is None:
                 continue
             may_come = possible.get(name, frozenset())
+            if not model.seen:
+                self._first_look(name, model, there)
             self._adopt(model, there, may_come)
             for version, attempt in model.attempts.items():
                 look = files.get((model.base_path, version))
@@ -212,6 +216,13 @@ class Manage:
         return found | owned(self._refused)
 
     # --- inside -------------------------------------------------------------------------------------------------
+
+    def _first_look(self, name: str, model: ManagedModel, there: Held) -> None:
+        """What drained for the monitor before, and is not assigned, may be gone at any moment."""
+        live = {version for version, one in there.items() if one.state in _LIVE}
+        drained = {one for one in live if (name, one) not in self._ready and not there[one].answers} - model.versions
+        model.target |= drained
+        model.retired |= drained
 
     def _adopt(self, model: ManagedModel, there: Held, may_come: frozenset[int]) -> None:
         """What somebody else had it load is kept until it is drained, as if it had been assigned."""

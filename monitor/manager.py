@@ -19,6 +19,7 @@ from monitor.core import MonitorCore
 from monitor.found_watch import FoundWatch
 from monitor.manage import Manage, Target
 from monitor.pb import tfs_pb2 as tfs
+from monitor.predecessor import Remains
 from monitor.reload import Reload
 from monitor.reloader import Reloader
 from monitor.retire import Retirements
@@ -42,7 +43,7 @@ IDLE = 1.0
 
 
 class Manager:
-    """One instance. `run` it in the caller's task group. `left`: models that the server may hold from before."""
+    """One instance. `run` it in the caller's task group. `left`: what an earlier monitor left."""
 
     def __init__(
         self,
@@ -54,7 +55,7 @@ class Manager:
         client: ServerClient,
         watch: Watch,
         drain_deadline: float,
-        left: frozenset[str] = frozenset(),
+        left: Remains,
     ) -> None:
         self._etcd = etcd
         self._leased = leased
@@ -180,7 +181,8 @@ class Manager:
         machine = self._machine
         if not self._started:
             self._started = True
-            machine.found({name: self._policies.get(name, "") for name in self._left | self._policies.keys()}, now)
+            names = {name: self._policies.get(name, "") for name in self._left.models | self._policies.keys()}
+            machine.found(names, frozenset((key.model, key.version) for key in self._left.here), now)
             machine.assign(self._assignment, now)
         if not self._core.reachable:
             machine.restarted()

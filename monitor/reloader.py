@@ -17,7 +17,7 @@ from monitor.trap_watch import DiskWatch
 
 FAST, SLOW = 0.1, 1.0
 """Seconds between two rounds, while something is to be done and otherwise."""
-PER_MODEL = 0.002
+FAST_PER_MODEL, SLOW_PER_MODEL = 0.002, 0.01
 """Seconds, if that is longer: a status call takes some 0.3 ms of CPU."""
 STATUS_DEADLINE = 2.0
 AT_ONCE = 32
@@ -66,8 +66,11 @@ class Reloader:
                     reload = group.create_task(self._call(call), name="reload")
                 self._seen()
                 busy = reload is not None and not reload.done()
-                pause = FAST if busy or not self._machine.settled(clock()) else SLOW
-                pause = max(pause, PER_MODEL * len(self._machine.names))
+                models = len(self._machine.names)
+                if busy or not self._machine.settled(clock()):
+                    pause = max(FAST, FAST_PER_MODEL * models)
+                else:
+                    pause = max(SLOW, SLOW_PER_MODEL * models)
                 try:
                     async with asyncio.timeout(pause):
                         await self._soon.wait()

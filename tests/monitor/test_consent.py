@@ -134,7 +134,7 @@ def test_only_folders_with_a_model_are_versions(tmp_path: Path) -> None:
     version(tmp_path, "007", 7)
     version(tmp_path, "v3")
     (tmp_path / "4").mkdir()
-    folders = Folders()
+    folders = Folders(settled=0.0)
     found = folders.look(str(tmp_path))
     assert {number: one.size for number, one in found.versions.items()} == {1: 5, 7: 7}
     assert folders.look(str(tmp_path)) is found, "nothing has changed, so nothing was measured anew"
@@ -143,6 +143,30 @@ def test_only_folders_with_a_model_are_versions(tmp_path: Path) -> None:
     assert set(folders.look(str(tmp_path)).versions) == {1, 4, 7}
     assert folders.look(str(tmp_path / "gone")).error == "No such file or directory"
     assert "specific" in folders.look("gs://bucket/m").error
+
+
+def test_a_version_counts_once_nothing_in_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr("monitor.found.time.monotonic", lambda: now[0])
+    folder, folders = version(tmp_path, "1", 5), Folders()
+
+    def sizes(after: float) -> dict[int, int]:
+        now[0] += after
+        return {number: one.size for number, one in folders.look(str(tmp_path)).versions.items()}
+
+    assert sizes(0.0) == {}
+    (folder / "variables" / "more").write_bytes(b"x")
+    assert sizes(1.5) == {}, "it was still being copied"
+    assert sizes(1.5) == {}
+    assert sizes(1.0) == {1: 6}
+    # What was told stays so while it changes, for it may be loaded.
+    (folder / "variables" / "more").write_bytes(b"xyz")
+    assert sizes(6.0) == {1: 6}
+    assert sizes(2.5) == {1: 8}
+    # Files that are as old as they look are not waited for.
+    monkeypatch.setattr("monitor.found.time.time", lambda: 4e9)
+    version(tmp_path, "2", 3)
+    assert sizes(0.0) == {1: 8, 2: 3}
 
 
 async def test_a_disk_that_does_not_answer_keeps_only_its_own_models_without_news(
@@ -163,6 +187,7 @@ async def test_a_disk_that_does_not_answer_keeps_only_its_own_models_without_new
     monkeypatch.setattr("monitor.found_watch.PATIENCE", 0.1)
     monkeypatch.setattr("monitor.found_watch.INTERVAL", 0.02)
     watch = FoundWatch(lambda: None)
+    watch._folders = Folders(settled=0.0)
     watch.want({"dead": str(dead), "good": str(good)})
     running = asyncio.create_task(watch.run())
 
@@ -183,7 +208,7 @@ async def test_a_disk_that_does_not_answer_keeps_only_its_own_models_without_new
         await eventually(lambda: there()["dead"] == ({1}, ""), "the dead one's return")
         stamp = watch.stamps[str(good), 2]
         os.truncate(good / "2" / "saved_model.pb", 3)
-        watch._folders = Folders()
+        watch._folders = Folders(settled=0.0)
         await eventually(lambda: watch.stamps[str(good), 2] != stamp, "another stamp")
     finally:
         answer.set()
