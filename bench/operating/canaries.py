@@ -74,7 +74,7 @@ async def canary(stack: Stack, operator: Operator, hosts: list[str], name: str, 
         await load.more(20)
         started = time.monotonic()
         new_version(fault, base)
-        ended = await operator.until(name, Phase.DONE, Phase.ROLLED_BACK, timeout=300)
+        ended = await operator.until(name, Phase.DONE, Phase.ROLLED_BACK, version=2, timeout=300)
         seconds = time.monotonic() - started
         await load.more(50)
     asked = sum(one.version == 2 or one.code is not grpc.StatusCode.OK for one in load.outcomes)

@@ -80,13 +80,16 @@ class Operator:
             entry = await client.get(Keyspace().make(RolloutKey(model)))
         return None if entry is None else decode_rollout(entry.value)
 
-    async def until(self, model: str, *phases: Phase, timeout: float = 120.0) -> RolloutRecord:
-        """Wait for a rollout to be in one of these phases."""
+    async def until(
+        self, model: str, *phases: Phase, version: int | None = None, timeout: float = 120.0
+    ) -> RolloutRecord:
+        """Wait for a rollout, be it only the one to this version, to be in one of these phases."""
 
         async def there() -> RolloutRecord | None:
             record = await self.rollout(model)
             assert record is not None, "there is no rollout"
             assert record.phase in phases, f"{record.phase}: {record.text}"
+            assert version in (None, record.to_version), f"version {record.to_version}: {record.text}"
             return record
 
         found = await eventually(there, f"the rollout of {model} to be {' or '.join(phases)}", timeout)
