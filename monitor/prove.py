@@ -37,6 +37,7 @@ from __future__ import annotations
 import asyncio
 import re
 from dataclasses import replace
+from functools import partial
 
 import grpc
 
@@ -46,6 +47,7 @@ from monitor.open_calls import CALL, Answer, OpenCalls
 from monitor.pb import tfs_pb2 as tfs
 from monitor.servables import Outcome, Probe, Question
 from monitor.signature import CannotGuess, choose_signature, zeros
+from monitor.threads import in_daemon_thread
 from monitor.warmup import WarmupError, read_warmup
 from registry.records import Proof
 
@@ -88,6 +90,7 @@ class Prober:
         self._client = client
         self._deadline = deadline
         self._calls = OpenCalls(client, group)
+        self._reading: dict[tuple[str, int], asyncio.Future[list[tfs.PredictionLog]]] = {}
 
     def close(self) -> None:
         """Give up what is under way."""
@@ -109,7 +112,7 @@ class Prober:
     async def _first(self, probe: Probe) -> Outcome:
         remark = ""
         try:
-            records = await asyncio.to_thread(read_warmup, probe.model.base_path, probe.version, MOST_RECORDS)
+            records = await self._warmup(probe.model.base_path, probe.version)
         except WarmupError as error:
             records, remark = [], f"; its warm-up records can't be read: {error}"
         if records:
@@ -134,6 +137,15 @@ class Prober:
             question=replace(question, refused=outcome.proof is Proof.TRUSTED),
             seconds=answer.seconds,
         )
+
+    async def _warmup(self, base_path: str, version: int) -> list[tfs.PredictionLog]:
+        # A disk that does not answer gets one thread, however often the version is asked, and none waits at the end.
+        reading = self._reading.get((base_path, version))
+        if reading is None:
+            read = partial(read_warmup, base_path, version, MOST_RECORDS)
+            reading = self._reading[base_path, version] = in_daemon_thread(read, "warm-up records")
+            reading.add_done_callback(lambda _: self._reading.pop((base_path, version), None))
+        return await asyncio.shield(reading)
 
     async def _replay(self, probe: Probe, records: list[tfs.PredictionLog]) -> Outcome:
         """All of them; the smallest one is asked from then on."""

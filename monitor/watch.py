@@ -227,7 +227,7 @@ class Watch:
     async def _follow_file(self, file: ModelConfigFile) -> None:
         while True:
             await asyncio.sleep(CONFIG_FILE_INTERVAL)
-            if await asyncio.to_thread(file.refresh):
+            if await in_daemon_thread(file.refresh, "model config file"):
                 if file.trouble:
                     log.error("%s; going on with the last good list", file.trouble)
                 else:

@@ -80,6 +80,10 @@ def etcd(binary: str, data: Path, port: int, peer_port: int, *, durable: bool) -
     ]
 
 
+MONITORING = 'prometheus_config { enable: true, path: "/monitoring/prometheus/metrics" }\n'
+"""A MonitoringConfig (monitoring_config.proto): where monitors look for a server's load."""
+
+
 @dataclass(frozen=True, slots=True)
 class Shared:
     """What all of our own children are told alike."""
@@ -87,10 +91,16 @@ class Shared:
     etcd: str
     prefix: str
     passed_on: tuple[str, ...] = ()
+    monitoring: Path | None = None
+    """A file that has the servers show how busy they are (MONITORING)."""
 
     def flags(self) -> list[str]:
         """As flags."""
         return ["--etcd", self.etcd, "--prefix", self.prefix, *self.passed_on]
+
+    def server_flags(self) -> list[str]:
+        """What every model server is told."""
+        return [f"--monitoring_config_file={self.monitoring}"] if self.monitoring else []
 
 
 def control_plane(shared: Shared, ports: Mapping[str, int], listen: str) -> list[str]:
@@ -132,7 +142,7 @@ def managed_instance(
         *(f"--memory={memory}" for _ in range(bool(memory))),
         "--",
         *server,
-        *(f"--port={ports[0]}", f"--rest_api_port={ports[1]}"),
+        *(f"--port={ports[0]}", f"--rest_api_port={ports[1]}", *shared.server_flags()),
     )
 
 
@@ -150,7 +160,7 @@ def instance(
         *_place(name),
         "--",
         *server,
-        *(f"--port={grpc_port}", f"--rest_api_port={rest_port}"),
+        *(f"--port={grpc_port}", f"--rest_api_port={rest_port}", *shared.server_flags()),
         *(f"--model_config_file={models}", "--model_config_file_poll_wait_seconds=1"),
         "--file_system_poll_wait_seconds=1",
         # A version that is still being copied gets some seconds; one that is broken must not hold up the others.

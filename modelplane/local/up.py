@@ -100,7 +100,8 @@ class LocalStack:
         self._ports: Mapping[str, int] = choose_ports(config)
         self._keyspace = Keyspace(config.prefix)
         address = config.etcd or f"127.0.0.1:{self._ports['etcd']}"
-        self._shared = programs.Shared(address, self._keyspace.prefix, passed_on)
+        monitoring = folder.path / "monitoring.config"
+        self._shared = programs.Shared(address, self._keyspace.prefix, passed_on, monitoring)
         self._names = config.names
         self._children = Children(self._child_ended)
         self._fleet = Fleet(self._keyspace)
@@ -232,6 +233,8 @@ class LocalStack:
     async def _start_instances(self) -> None:
         with self._progress.step("model servers") as step:
             kind = "the stand-in server" if self._server[0] != programs.find_binary("tensorflow_model_server") else ""
+            if self._shared.monitoring:
+                self._shared.monitoring.write_text(programs.MONITORING)
             if self._config.manage:
                 write_policies(self._models, self._folder.policies)
             for name in self._names:

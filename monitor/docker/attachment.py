@@ -23,6 +23,7 @@ from monitor.instance import InstanceMonitor
 from monitor.model_config import ModelConfigFile
 from monitor.plan import Plan
 from monitor.signals import StopOrders
+from monitor.threads import in_daemon_thread
 from registry.etcd import EtcdClient
 from registry.records import Condition
 
@@ -110,7 +111,7 @@ class Attachment:
             file = ContainerConfigFile(
                 target.config_file, lambda: self._engine.read_file(target.container, target.config_file)
             )
-            await asyncio.to_thread(file.refresh)
+            await in_daemon_thread(file.refresh, "model config file")
         config = replace(
             self._config,
             instance=target.instance,

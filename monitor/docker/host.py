@@ -76,9 +76,8 @@ class HostMonitor:
                 reason = str(error)
             if not away:
                 away = True
-                log.warning(
-                    "the Docker engine at %s is away, its containers stay watched: %s", self._engine.url, reason
-                )
+                meanwhile = "its containers stay watched" if self._core else "nothing is watched until it is there"
+                log.warning("the Docker engine at %s is away, %s: %s", self._engine.url, meanwhile, reason)
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LAST_RETRY)
 
