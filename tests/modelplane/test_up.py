@@ -187,7 +187,7 @@ async def test_the_table_says_why_a_model_is_not_served(state: Path, tmp_path: P
         server = next(
             pid
             for pid, command in survivors(before).items()
-            if "modelplane model-server" in command and "monitor" not in command
+            if "modelplane model-server" in command and "modelplane monitor" not in command
         )
         os.kill(monitor, signal.SIGKILL)
         await eventually(lambda: server not in survivors(before), "the server that it left to be ended")
