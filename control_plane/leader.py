@@ -12,10 +12,8 @@ import contextlib
 import logging
 import random
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
-from typing import TypeVar
 
 from control_plane.election import Election, Term
 from control_plane.planning.plan import Decisions, Planner, Settings
@@ -28,12 +26,13 @@ from registry.keys import Keyspace
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
 DEBOUNCE = 0.02
 """Seconds from a change to its plan: what comes together is planned together."""
-_SLICE = 50
-"""Models that are planned, and entries that are read, without a break: Envoys are served by the same thread."""
+_SLICE = 10
+"""Models that are planned without a break: Envoys are served by the same thread."""
+_READ_SLICE = 50
+_READ_BYTES = 20_000
+"""Entries, and bytes of them, that are read without a break."""
 _EVENT_LEASE = 3600.0
 _FIRST_BACKOFF = 0.1
 _MAX_BACKOFF = 5.0
@@ -166,11 +165,9 @@ class _Rounds:
     async def _take(self) -> None:
         inbox, self._inbox = self._inbox, []
         for update in inbox:
-            if isinstance(update, Snapshot) or (isinstance(update, Changes) and len(update.puts) > _SLICE):
+            if isinstance(update, Snapshot) or (isinstance(update, Changes) and len(update.puts) > _READ_SLICE):
                 entries = update.entries if isinstance(update, Snapshot) else update.puts
-                for part in _slices(entries.items()):
-                    self._state.apply(Changes(update.revision, dict(part), frozenset()), self.now)
-                    await asyncio.sleep(0)
+                await self._read(update.revision, entries)
                 deletes = update.deletes if isinstance(update, Changes) else frozenset[str]()
                 self._state.apply(Changes(update.revision, {}, deletes), self.now)
             else:
@@ -181,6 +178,18 @@ class _Rounds:
             if isinstance(update, Changes) and (update.relisted or update.revision >= self._written):
                 # A wiped etcd may never come to that revision again.
                 self._written = 0
+
+    async def _read(self, revision: int, entries: Mapping[str, bytes]) -> None:
+        part: dict[str, bytes] = {}
+        room = _READ_BYTES
+        for key, value in entries.items():
+            part[key] = value
+            room -= len(value)
+            if room <= 0 or len(part) == _READ_SLICE:
+                self._state.apply(Changes(revision, part, frozenset()), self.now)
+                part, room = {}, _READ_BYTES
+                await asyncio.sleep(0)
+        self._state.apply(Changes(revision, part, frozenset()), self.now)
 
     def _has_seen_its_writes(self) -> bool:
         if self._written and time.monotonic() < self._written_at + _SEEN_WITHIN:
@@ -206,11 +215,11 @@ class _Rounds:
             # What another term has added up is not comparable.
             source=f"{means.replica}/{self._term.created}",
         )
-        for part in _slices(sorted(models)):
-            for model in part:
-                planner.model(model)
-                self._figures.planned += 1
-            await asyncio.sleep(0)
+        for number, model in enumerate(sorted(models)):
+            if number % _SLICE == 0:
+                await asyncio.sleep(0)
+            planner.model(model)
+            self._figures.planned += 1
         decisions = planner.decisions()
         self._look_at |= decisions.look_at
         self._figures.waiting = len(self._state.waiting)
@@ -273,12 +282,6 @@ class _Rounds:
         if trouble != self._trouble:
             self._trouble = trouble
             log.warning("what was decided could not be written, planning again: %s", trouble)
-
-
-def _slices(items: Iterable[T]) -> Iterable[list[T]]:
-    there = iter(items)
-    while part := list(islice(there, _SLICE)):
-        yield part
 
 
 def _log(event: Event) -> None:

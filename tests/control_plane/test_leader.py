@@ -123,6 +123,8 @@ async def test_a_policy_is_carried_out_from_files_to_traffic(client: EtcdClient)
         await until("the switch", lambda: weights(client, "m"), {2: 1})
         await until("version 1 to go", lambda: assigned(client, "i0"), {"m": (2,)})
         await until("the end", lambda: phase(client, "m"), Phase.DONE)
+        # They are for people, so nothing waits for them.
+        await until("the last event", lambda: said(client, "RolloutDone", 2), True)
         events = [decode_event(entry.value) for entry in (await client.list(SPACE.events)).entries]
         assert [one.kind for one in events if one.version == 2] == ["RolloutStarted", "VersionSwitched", "RolloutDone"]
         assert {one.by for one in events} == {"leader p"}
@@ -245,8 +247,9 @@ async def test_a_leader_that_was_frozen_writes_nothing(client: EtcdClient, plane
     await until("it to decide", lambda: assigned(client, "i1"), {"m": (1, 2)})
 
 
-async def said(client: EtcdClient, kind: str) -> bool:
-    return any(decode_event(entry.value).kind == kind for entry in (await client.list(SPACE.events)).entries)
+async def said(client: EtcdClient, kind: str, version: int | None = None) -> bool:
+    events = [decode_event(entry.value) for entry in (await client.list(SPACE.events)).entries]
+    return any((one.kind, one.version) == (kind, version) for one in events)
 
 
 async def decided(client: EtcdClient) -> dict[str, int]:
