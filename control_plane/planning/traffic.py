@@ -150,7 +150,7 @@ def _settled(view: View, rollout: RolloutRecord | None, present: int, now: float
 def _left_over(view: View, present: int) -> str:
     """What is still to be unloaded."""
     wanted = view.wanted | view.wish.policy.named_versions | view.mirrored | {present}
-    left = {version for copy in (*view.targets, *view.leavers) for version in copy.has - wanted}
+    left = {version for copy in (*view.targets, *view.leavers) for version in (copy.has | copy.held) - wanted}
     names = ", ".join(str(version) for version in sorted(left))
     return f"version {names} is being unloaded" if view.managed and left else ""
 
