@@ -1,7 +1,7 @@
 """What this replica says of its Envoys' requests: it writes `planes/<replica>/traffic`.
 
-Invariants: it is written as often as Envoys report, or every PAUSE while a model is observed, and only if
-it changed; it never grows beyond MOST versions, those with the most requests, for etcd's largest value is 1.5 MB.
+Invariants: it is written as often as Envoys report, or every PAUSE while a model is observed, more seldom if it is
+large, and only if it changed; it never grows beyond what etcd takes.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from control_plane.comparing.results import Results
 from control_plane.resources.names import grpc_cluster, rest_cluster
 from control_plane.xds.load_reports import LoadReportServer
 from registry.leased import LeasedKeys
-from registry.plane_traffic import PlaneTraffic, Servable, VersionTotals, added, encode_plane_traffic
+from registry.plane_traffic import PlaneTraffic, Servable, VersionTotals, added, bounded, encode_plane_traffic
 
 PAUSE = 1.0
-MOST = 1000
+_BYTES_PER_SECOND = 50_000
+"""etcd keeps each value until it is compacted, once an hour as a rule."""
 
 
 class Statistics:
@@ -42,18 +43,20 @@ class Statistics:
         self._catalog, self._loads, self._compared, self._observed = catalog, loads, compared, observed
         self._pause, self._clock = pause, clock
         self._epoch = uuid.uuid4().hex
+        self._since = 0.0
 
     def record(self) -> PlaneTraffic:
-        """As of now."""
+        """As of now; to be called by `publish`, for each tells how long after the one before it is."""
         totals = self._loads.totals.servables()
         for servable, more in self._observed().items():
             totals[servable] = added(totals.get(servable, VersionTotals()), more)
         for (model, version), result in self._compared.by_version.items():
             more = VersionTotals(compared=result.compared, differed=result.differed, difference=result.example)
             totals[model, version] = added(totals.get((model, version), VersionTotals()), more)
-        busiest = sorted(totals.items(), key=lambda row: (-row[1].requests - row[1].observed, str(row[0])))
-        servables = {servable: one for servable, one in busiest[:MOST] if one.counted}
-        return PlaneTraffic(self._epoch, round(self._clock(), 1), servables, self._in_flight())
+        servables = {servable: one for servable, one in totals.items() if one.counted}
+        record = PlaneTraffic(self._epoch, round(self._clock(), 1), servables, self._in_flight(), self._since)
+        self._since = record.at
+        return bounded(record)
 
     def _in_flight(self) -> Counter[str]:
         by_address = self._loads.totals.in_progress()
@@ -79,14 +82,20 @@ class Statistics:
     async def publish(self, keys: LeasedKeys, key: str, ready: Callable[[], bool]) -> None:
         """Write it until cancelled, as soon as this replica serves anybody."""
         published: PlaneTraffic | None = None
-        waited = 0.0
+        waited = size = 0
         while True:
             await asyncio.sleep(PAUSE)
-            waited += PAUSE
-            if not self.observe() and waited < self._pause:
+            waited += 1
+            pause = PAUSE if self.observe() else self._pause
+            if waited * PAUSE < max(pause, size / _BYTES_PER_SECOND):
                 continue
-            waited = 0.0
+            waited = 0
             record = self.record()
-            if ready() and (published is None or replace(record, at=published.at) != published):
-                keys.set({key: encode_plane_traffic(record)})
-                published = record
+            if ready() and (published is None or _told(record) != _told(published)):
+                value = encode_plane_traffic(record)
+                keys.set({key: value})
+                published, size = record, len(value)
+
+
+def _told(record: PlaneTraffic) -> PlaneTraffic:
+    return replace(record, at=0.0, since=0.0)

@@ -8,10 +8,10 @@ lives, whoever comes and goes.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import zip_longest
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 from registry.fields import read_figure, read_members, read_optional_int64, read_rows
 from registry.records import dump_document, read_document, read_field, read_int64, read_text
@@ -56,12 +56,44 @@ class VersionTotals:
 @dataclass(frozen=True, slots=True)
 class PlaneTraffic:
     """`epoch`: another one for each run of the control plane. `at`: Unix seconds. `instances`: requests in flight, of
-    those that have any, as of the Envoys' newest reports."""
+    those that have any, as of the Envoys' newest reports. `since`: what is new in this record was counted after that;
+    the record before may be older, for nothing is written while nothing happens."""
 
     epoch: str
     at: float
     servables: Mapping[Servable, VersionTotals] = field(default_factory=dict)
     instances: Mapping[str, int] = field(default_factory=dict)
+    since: float = 0.0
+
+
+MOST_SERVABLES, MOST_INSTANCES = 1_000, 5_000
+MOST_BYTES = 1_000_000
+"""Of one record: etcd takes 1.5 MB."""
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+def bounded(record: PlaneTraffic) -> PlaneTraffic:
+    """The same as etcd takes it: with the busiest, and before them those that are observed, for a rollout may depend on
+    a version that gets next to nothing."""
+
+    def busy(totals: VersionTotals) -> tuple[bool, int]:
+        return totals.observed > 0, totals.requests
+
+    servables = _first(record.servables, MOST_SERVABLES, busy)
+    instances = _first(record.instances, MOST_INSTANCES, int)
+    # Names may be long.
+    while len(encode_plane_traffic(replace(record, servables=servables, instances=instances))) > MOST_BYTES:
+        servables = _first(servables, len(servables) // 2, busy)
+        instances = _first(instances, len(instances) // 2, int)
+    return replace(record, servables=servables, instances=instances)
+
+
+def _first(rows: Mapping[K, V], number: int, key: Callable[[V], Any]) -> Mapping[K, V]:
+    if len(rows) <= number:
+        return rows
+    return dict(sorted(rows.items(), key=lambda row: (key(row[1]), str(row[0])), reverse=True)[:number])
 
 
 _NAMES = {
@@ -87,7 +119,8 @@ def encode_plane_traffic(record: PlaneTraffic) -> bytes:
             row["difference"] = totals.difference
         rows.append(row)
     instances = dict(sorted(record.instances.items()))
-    return dump_document({"epoch": record.epoch, "at": record.at, "servables": rows, "instances": instances})
+    told = {"epoch": record.epoch, "at": record.at, "since": record.since}
+    return dump_document(told | {"servables": rows, "instances": instances})
 
 
 def decode_plane_traffic(raw: bytes) -> PlaneTraffic:
@@ -98,6 +131,7 @@ def decode_plane_traffic(raw: bytes) -> PlaneTraffic:
         read_field(document, "at", read_figure(), 0.0),
         dict(read_field(document, "servables", read_rows(_row), ())),
         read_field(document, "instances", read_members(str, read_int64), {}),
+        read_field(document, "since", read_figure(), 0.0),
     )
 
 
@@ -115,7 +149,7 @@ def added(one: VersionTotals, other: VersionTotals) -> VersionTotals:
     return VersionTotals(**counts, latency=latency, difference=other.difference or one.difference)
 
 
-def _grown(now: VersionTotals, before: VersionTotals) -> VersionTotals:
+def grown(now: VersionTotals, before: VersionTotals) -> VersionTotals:
     """What was counted in between; nothing where it is less than before, which no counter ever is."""
     counts = {name: max(0, getattr(now, name) - getattr(before, name)) for name in _NAMES}
     latency = tuple(max(0, a - b) for a, b in zip_longest(now.latency, before.latency, fillvalue=0))
@@ -157,7 +191,7 @@ class TrafficSum:
             before = known.get(servable, VersionTotals())
             if totals != known.get(servable):
                 touched.add(servable[0])
-                self._sums[servable] = added(self._sums.get(servable, VersionTotals()), _grown(totals, before))
+                self._sums[servable] = added(self._sums.get(servable, VersionTotals()), grown(totals, before))
                 known[servable] = _most(totals, before)
         return frozenset(touched)
 

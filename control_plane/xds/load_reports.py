@@ -43,6 +43,8 @@ _LONGEST_INTERVAL = 1.0
 _PER_STREAM, _PER_CLUSTER = 0.0005, 0.000025
 _PER_REPORTED_CLUSTER = 0.0002
 """Seconds: a hundred times what this process and Envoy take for one cluster of a report, idle or not."""
+_OBSERVED_SECONDS = 1.0
+"""A canary's gates look as often."""
 _IDLE = 60.0
 _ALL_CLUSTERS = "envoy.lrs.supports_send_all_clusters"
 """What a client says that can be asked about all clusters without their names (lrs.proto, send_all_clusters)."""
@@ -261,13 +263,14 @@ class LoadReportServer:
         return response
 
     def _pause(self) -> float:
-        """Between two reports about everything: not more than a hundredth of the time goes into them. In powers of two,
-        for each asking begins Envoy's interval anew."""
-        wanted = max(1.0, _PER_REPORTED_CLUSTER * self.totals.clusters / self._statistics_seconds)
-        return self._statistics_seconds * 2.0 ** math.ceil(math.log2(wanted))
+        """Between two reports about everything, shorter while a model is observed; but not more than a hundredth of the
+        time goes into them. In powers of two, for each asking begins Envoy's interval anew."""
+        shortest = min(self._statistics_seconds, _OBSERVED_SECONDS if self._observed else math.inf)
+        wanted = max(1.0, _PER_REPORTED_CLUSTER * self.totals.clusters / shortest)
+        return shortest * 2.0 ** math.ceil(math.log2(wanted))
 
     async def _read(self, number: int, requests: AsyncIterator[Any], peer: str) -> None:
-        # The first message only tells who it is: nobody reports anything before it is asked.
+        # The first message tells who it is. An Envoy that has lost its stream puts into it what it has counted since.
         first = await anext(aiter(requests), None)
         if first is None:
             return
@@ -277,6 +280,7 @@ class LoadReportServer:
             self._client_ledger.connected(number, peer, self._clock())
         else:
             self._ledger.connected(number, first.node.id)
+            self.totals.reported(number, first, everything=False)
         stream = self._streams[number]
         stream.known, stream.takes_all = True, not without_proxy and _ALL_CLUSTERS in first.node.client_features
         stream.wake.set()

@@ -94,6 +94,7 @@ PLANE_TRAFFIC = st.builds(
         max_size=3,
     ),
     st.dictionaries(NAMES, SMALL, max_size=3),
+    TIMES,
 )
 
 KINDS: list[tuple[Any, Callable[[Any], bytes], Callable[[bytes], Any], type[Message]]] = [

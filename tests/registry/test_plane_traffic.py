@@ -10,10 +10,13 @@ from hypothesis import strategies as st
 
 from registry.plane_traffic import (
     LATENCY_BOUNDS,
+    MOST_BYTES,
+    MOST_SERVABLES,
     PlaneTraffic,
     TrafficSum,
     VersionTotals,
     added,
+    bounded,
     decode_plane_traffic,
     encode_plane_traffic,
     latency_bucket,
@@ -114,3 +117,15 @@ def test_a_bucket_holds_what_its_bounds_say(seconds: float) -> None:
     at = latency_bucket(seconds)
     assert at == len(LATENCY_BOUNDS) or seconds <= LATENCY_BOUNDS[at]
     assert not at or seconds > LATENCY_BOUNDS[at - 1]
+
+
+def test_a_record_is_cut_to_what_etcd_takes_and_keeps_the_busiest_and_the_observed() -> None:
+    rows = {(f"m{number}", 1): VersionTotals(number) for number in range(MOST_SERVABLES + 500)}
+    kept = bounded(PlaneTraffic("x", 1.0, {**rows, ("watched", None): VersionTotals(observed=1)})).servables
+    assert len(kept) == MOST_SERVABLES
+    assert kept.pop(("watched", None)) == VersionTotals(observed=1)
+    assert min(one.requests for one in kept.values()) == 501
+    long = {("m" * 4000 + str(number), 1): VersionTotals(number) for number in range(500)}
+    cut = bounded(PlaneTraffic("x", 1.0, long, {"i" * 3000: 1}))
+    assert 100 < len(cut.servables) < 500
+    assert len(encode_plane_traffic(cut)) <= MOST_BYTES
