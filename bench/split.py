@@ -145,7 +145,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"Envoy {envoy_version(binary('envoy'))}\n", flush=True)
     with tempfile.TemporaryDirectory(prefix="modelplane-split-") as scratch:
         folder = args.keep or Path(scratch)
-        stack = Stack(folder)
+        stack = Stack(folder, ("--no-leader",))  # the weights are what is written here
         try:
             result = asyncio.run(split(stack, instances=args.instances, clients=args.clients, requests=args.requests))
         except BaseException:
