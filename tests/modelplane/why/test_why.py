@@ -232,6 +232,12 @@ def test_a_model_a_version_and_a_label_and_what_does_not_answer(mp: Run, etcd: E
     assert "did you mean digits?" in err
 
 
+def test_nobody_leads_and_that_is_said(mp: Run, etcd: Etcd) -> None:
+    write(etcd, {key: value for key, value in FLEET.items() if key != LeaderKey()})
+    out = mp("why", "digits")[1]
+    assert "LEADER     no control plane leads: what was decided last holds" in out
+
+
 def test_machines_get_all_of_it(mp: Run, etcd: Etcd) -> None:
     write(etcd, FLEET)
     found = json.loads(mp("why", "digits@4", "-o", "json")[1])
