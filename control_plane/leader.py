@@ -19,7 +19,7 @@ from control_plane.election import Election, Term
 from control_plane.planning.plan import Decisions, Planner, Settings
 from control_plane.planning.state import FleetState
 from control_plane.planning.writes import batches, event_operations, operations, told
-from registry.etcd import EtcdClient, EtcdError, LeaseNotFound, Operation
+from registry.etcd import EtcdClient, EtcdError, LeaseNotFound, Operation, TooLarge
 from registry.events import EVENT_TTL, Event
 from registry.follow import Changes, Snapshot, Update, follow
 from registry.keys import Keyspace
@@ -234,8 +234,12 @@ class _Rounds:
             return True
         try:
             for batch in batches(operations(decisions, self._keyspace)):
-                if not await self._transact(batch):
-                    return False
+                try:
+                    if not await self._transact(batch):
+                        return False
+                except TooLarge as error:
+                    # It is alone in its batch, and must not keep everything else from being written.
+                    log.error("%s can't be written, too many models: %s", ", ".join(one.key for one in batch), error)
         except EtcdError as error:
             self._say(f"{error}")
             return False

@@ -7,8 +7,9 @@ what is assigned to an instance takes no more than its memory; a model whose pol
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from math import inf
 from types import MappingProxyType
 
@@ -166,7 +167,7 @@ class Planner:
         name: str,
         policy: Policy,
         copies: tuple[Copy, ...],
-        others: Callable[[], Iterator[Copy]],
+        others: Callable[[], Iterable[Copy]],
         refused: Iterable[int],
     ) -> frozenset[int]:
         """The versions of which a new copy needs one at least."""
@@ -185,13 +186,16 @@ class Planner:
         mirrors = (self._state.wishes[other].policy.mirror for other in self._state.mirrored_by.get(name, ()))
         return frozenset(one.version for one in mirrors if one is not None and one.version is not None)
 
-    def _others(self, name: str, policy: Policy) -> Callable[[], Iterator[Copy]]:
+    def _others(self, name: str, policy: Policy) -> Callable[[], Iterable[Copy]]:
         holders = self._state.holders.get(name, set())
 
-        def others() -> Iterator[Copy]:
-            for one, instance in sorted(self._state.instances.items()):
-                if one not in holders and instance.managed and _matches(policy, instance):
-                    yield self._copy(one, name, policy)
+        @cache
+        def others() -> tuple[Copy, ...]:
+            return tuple(
+                self._copy(one, name, policy)
+                for one, instance in sorted(self._state.instances.items())
+                if one not in holders and instance.managed and _matches(policy, instance)
+            )
 
         return others
 
