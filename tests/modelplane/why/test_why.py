@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -15,7 +14,7 @@ from control_plane.planning.canary import step_canary
 from control_plane.service import ControlPlane
 from modelplane import cli
 from modelplane.access import FleetConfig
-from modelplane.commands import why
+from modelplane.commands import rollout_status, why
 from modelplane.planes import PlaneConfig
 from registry.assignments import AssignedModel, Assignment, encode_assignment
 from registry.drains import DrainRecord, encode_drain
@@ -336,21 +335,26 @@ def test_rollout_status_tells_what_was_counted_and_ends_with_a_code_for_scripts(
     assert "model 'other' has no policy" in err
 
 
-def test_rollout_status_waits_for_the_end(etcd: Etcd, mp: Run) -> None:
-    write(etcd, FLEET)
+async def test_rollout_status_waits_for_the_end(etcd: Etcd, capsys: pytest.CaptureFixture[str]) -> None:
+    reach = EtcdConfig((etcd.endpoint,))
+    said = ""
 
-    async def end_it() -> None:
-        async with EtcdClient(EtcdConfig((etcd.endpoint,))) as client:
-            await asyncio.sleep(0.5)
-            done = RolloutRecord(Phase.DONE, 3, 4, generation=7, text="version 4 answers")
-            await client.put(KEYS.make(RolloutKey("digits")), encode_rollout(done))
+    def first() -> str:
+        nonlocal said
+        said += capsys.readouterr().out
+        return said
 
-    ending = threading.Thread(target=lambda: asyncio.run(end_it()))
-    ending.start()
-    code, out, _ = mp("rollout", "status", "digits", "--wait", "--deadline", "30")
-    ending.join()
-    assert code == 0
-    assert out.splitlines()[:2] == [
+    async with EtcdClient(reach) as client:
+        for key, value in FLEET.items():
+            await client.put(KEYS.make(key), value)
+        config = rollout_status.RolloutStatusConfig(wait=True, deadline=60.0)
+        waiting = asyncio.create_task(rollout_status._wait(FleetConfig(etcd=reach), config, "digits"))
+        await eventually(first, "the command to say how far it is")
+        done = RolloutRecord(Phase.DONE, 3, 4, generation=7, text="version 4 answers")
+        await client.put(KEYS.make(RolloutKey("digits")), encode_rollout(done))
+        assert await waiting == 0
+    said += capsys.readouterr().out
+    assert said.splitlines()[:2] == [
         "digits: canary 5% 50%: stepping 1/2 3 -> 4",
         "digits: canary 5% 50%: done 3 -> 4",
     ]
