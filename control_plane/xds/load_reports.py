@@ -288,19 +288,21 @@ class LoadReportServer:
             if without_proxy:
                 self._client_ledger.reported(number, request)
             else:
-                self._reported(number, stream, request)
+                await self._reported(number, stream, request)
             if not stream.reported or stream.outdated:
                 stream.reported = True
                 stream.wake.set()
             if self._clusters:
                 self._on_change()
 
-    def _reported(self, number: int, stream: _Stream, report: Any) -> None:
+    async def _reported(self, number: int, stream: _Stream, report: Any) -> None:
         # While nothing drains the ledger has no use for what may be ten thousand clusters.
         if self._clusters:
             self._ledger.reported(number, report, stream.due())
-        self.totals.reported(number, report, everything=stream.all_asked)
-        stream.outdated = stream.all_asked
+        everything = stream.all_asked
+        for _ in self.totals.reported(number, report, everything=everything):
+            await asyncio.sleep(0)
+        stream.outdated = everything and stream.all_asked
 
 
 def _now() -> float:
