@@ -87,9 +87,9 @@ class LoadTotals:
         """What was counted so far, and what is in progress."""
         progress: Counter[Servable] = Counter()
         for reporter in self._reporters.values():
-            for cluster, (count, _) in reporter.progress.items():
+            for cluster, (under_way, _) in reporter.progress.items():
                 if servable := read_cluster(cluster):
-                    progress[servable] += count
+                    progress[servable] += under_way
         none = _Count()
         found = {}
         for servable in self._counts.keys() | progress.keys():
