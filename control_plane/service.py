@@ -121,13 +121,7 @@ class ControlPlane:
             self._pipeline.catalog, self.compared, lambda outcome: self._metrics.comparisons.labels(outcome).inc()
         )
         self._access_logs = AccessLogServer()
-        self._statistics = Statistics(
-            self._pipeline.catalog,
-            self._loads,
-            self.compared,
-            self._access_logs.totals,
-            pause=config.statistics_interval,
-        )
+        self._statistics = Statistics(self._pipeline.catalog, self._loads, self.compared, self._access_logs.totals)
         self._health = Health()
         self._drains = Drains(self._pipeline.catalog, self._xds, self._loads)
         self._leading = Leading(

@@ -36,12 +36,11 @@ class Statistics:
         compared: Results,
         observed: Callable[[], Mapping[Servable, VersionTotals]] = dict,
         *,
-        pause: float,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`pause`: seconds between two of the Envoys' reports; `clock`: Unix seconds."""
+        """`clock`: Unix seconds."""
         self._catalog, self._loads, self._compared, self._observed = catalog, loads, compared, observed
-        self._pause, self._clock = pause, clock
+        self._clock = clock
         self._epoch = uuid.uuid4().hex
         self._since = 0.0
 
@@ -86,7 +85,7 @@ class Statistics:
         while True:
             await asyncio.sleep(PAUSE)
             waited += 1
-            pause = PAUSE if self.observe() else self._pause
+            pause = PAUSE if self.observe() else self._loads.pause
             if waited * PAUSE < max(pause, size / _BYTES_PER_SECOND):
                 continue
             waited = 0

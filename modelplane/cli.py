@@ -37,6 +37,7 @@ COMMANDS = {
     "traffic": Command("traffic", "traffic MODEL 3=90 4=10: split the requests that name no version"),
     "rollout": Command("rollout", "rollout status|history|undo|pause|resume MODEL: how far it is; how to go back"),
     "why": Command("why", "why MODEL[@VERSION|:LABEL]: who answers and why, from the policy to the endpoints"),
+    "top": Command("top", "how busy each version of each model is: requests, errors, times, in flight"),
     "events": Command("events", "what happened: policies, rollouts, placements, losses"),
     "schema": Command("schema", "print the JSON schema of a policy, for editors"),
     "completion": Command("completion", "completion bash|zsh|fish: print what completes commands in that shell"),

@@ -258,13 +258,16 @@ class LoadReportServer:
             seconds = interval(len(self._streams), len(wanted), self._drain_interval)
         else:
             response.send_all_clusters = stream.takes_all and self._statistics_seconds > 0
-            seconds = self._pause() if response.send_all_clusters else _IDLE
+            seconds = self.pause if response.send_all_clusters else _IDLE
         response.load_reporting_interval.FromMilliseconds(int(seconds * 1e3))
         return response
 
-    def _pause(self) -> float:
-        """Between two reports about everything, shorter while a model is observed; but not more than a hundredth of the
-        time goes into them. In powers of two, for each asking begins Envoy's interval anew."""
+    @property
+    def pause(self) -> float:
+        """Seconds between two reports about everything, fewer while a model is observed; 0: there are none. Not more than
+        a hundredth of the time goes into them. In powers of two, for each asking begins Envoy's interval anew."""
+        if not self._statistics_seconds:
+            return 0.0
         shortest = min(self._statistics_seconds, _OBSERVED_SECONDS if self._observed else math.inf)
         wanted = max(1.0, _PER_REPORTED_CLUSTER * self.totals.clusters / shortest)
         return shortest * 2.0 ** math.ceil(math.log2(wanted))

@@ -117,3 +117,11 @@ async def test_the_more_clusters_there_are_the_less_often_they_are_told(loads: L
             report.cluster_stats.add(cluster_name=f"m{number}")
         await client.send(report)
         assert await client.asked() == (True, [], 10.0)
+
+
+async def test_an_envoy_is_asked_for_nothing_where_nobody_wants_statistics() -> None:
+    loads = LoadReportServer(nodes=lambda: ["envoy"], statistics_seconds=0.0)
+    async with connected(loads) as client:
+        await client.say(ENVOY)
+        assert await client.asked() == (False, [], 60.0)
+        assert loads.pause == 0.0
