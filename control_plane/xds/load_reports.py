@@ -264,8 +264,8 @@ class LoadReportServer:
 
     @property
     def pause(self) -> float:
-        """Seconds between two reports about everything, fewer while a model is observed; 0: there are none. Not more than
-        a hundredth of the time goes into them. In powers of two, for each asking begins Envoy's interval anew."""
+        """Seconds between two reports about everything, fewer while a model is observed; 0: there are none. At most a
+        hundredth of the time goes into them. In powers of two, for each asking begins Envoy's interval anew."""
         if not self._statistics_seconds:
             return 0.0
         shortest = min(self._statistics_seconds, _OBSERVED_SECONDS if self._observed else math.inf)
