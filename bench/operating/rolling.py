@@ -60,8 +60,12 @@ async def rolling(
             for name in names:
                 result.moves[name].append(Move(name, version, ordered, done))
             await _more(running.values(), 20)
-            failed = sum(len(load.failures) for load in running.values())
-            say(f"move {number + 1} of {moves}, to version {version}: {done - ordered:.1f} s; {failed} failed so far")
+            say(f"move {number + 1} of {moves}, to version {version}: {done - ordered:.1f} s")
+            for name, load in running.items():
+                for one in load.failures:
+                    if one.started + one.seconds >= ordered:
+                        when = one.started + one.seconds - ordered
+                        say(f"  {name}: {one.code.name} after {one.seconds:.3f} s, {when:.2f} s into it: {one.details}")
     for name, load in running.items():
         result.verdicts[name] = judge(load.outcomes, result.moves[name], 1, ANSWERS)
     return result
