@@ -22,7 +22,7 @@ from control_plane.planning.writes import batches, event_operations, operations,
 from registry.etcd import EtcdClient, EtcdError, LeaseNotFound, Operation, TooLarge
 from registry.events import EVENT_TTL, Event
 from registry.follow import Changes, Snapshot, Update, follow
-from registry.keys import Keyspace
+from registry.keys import Keyspace, TrafficKey
 
 log = logging.getLogger(__name__)
 
@@ -172,12 +172,25 @@ class _Rounds:
                 self._state.apply(Changes(update.revision, {}, deletes), self.now)
             else:
                 self._state.apply(update, self.now)
+            if isinstance(update, Snapshot) or (isinstance(update, Changes) and update.relisted):
+                await self._date_traffic()
             if isinstance(update, Snapshot):
                 # Who leads on goes through all of it once.
                 self._state.touched |= self._state.known_models()
             if isinstance(update, Changes) and (update.relisted or update.revision >= self._written):
                 # A wiped etcd may never come to that revision again.
                 self._written = 0
+
+    async def _date_traffic(self) -> None:
+        """A list of the registry does not tell when each model's traffic was written."""
+        revisions: dict[str, int] = {}
+        try:
+            for entry in (await self._client.list(self._keyspace.traffic)).entries:
+                if isinstance(key := self._keyspace.parse(entry.key), TrafficKey):
+                    revisions[key.model] = entry.mod_revision
+        except EtcdError as error:
+            log.warning("who knows of which traffic can't be told, and is not waited for: %s", error)
+        self._state.traffic_revisions = revisions
 
     async def _read(self, revision: int, entries: Mapping[str, bytes]) -> None:
         part: dict[str, bytes] = {}

@@ -256,7 +256,11 @@ class Planner:
         records = [record for record in (view.traffic, resolved.traffic) if record is not None]
         keep = frozenset().union(policy.named_versions, view.mirrored, *(_named(record, name) for record in records))
         weighted = frozenset(v for record in records for v, parts in record.weights.items() if parts)
-        # A version that nobody has yet weighs nothing: there is nothing to lose.
+        # An Envoy that has not heard of the new traffic goes on with the old: until then nothing of it may drain.
+        moved = self._state.moved(name)
+        (self._state.unmoved.discard if moved else self._state.unmoved.add)(name)
+        if not moved:
+            keep |= frozenset(version for copy in view.targets for version in copy.has)
         moves = {} if policy.paused else next_versions(view, keep, weighted)
         labels = resolved.traffic.labels if resolved.traffic is not None else {}
         for copy in (*view.targets, *view.leavers):
@@ -302,6 +306,7 @@ class Planner:
         if name in self._state.rollouts:
             self._rollouts[name] = None
         self._state.waiting.discard(name)
+        self._state.unmoved.discard(name)
 
     def _wait(self, view: View, resolved: Resolved) -> None:
         # Not those whose turn to load has not come: they are touched when it does.

@@ -26,6 +26,7 @@ from registry.keys import (
     InstanceKey,
     Key,
     Keyspace,
+    PlaneKey,
     PlaneTrafficKey,
     PolicyKey,
     ReadyKey,
@@ -35,7 +36,16 @@ from registry.keys import (
 from registry.plane_traffic import TrafficSum, decode_plane_traffic
 from registry.policy.model import Policy
 from registry.policy.stored import read_stored
-from registry.records import InstanceRecord, ReadyState, RecordError, ServableState, decode_instance, decode_ready
+from registry.records import (
+    InstanceRecord,
+    PlaneRecord,
+    ReadyState,
+    RecordError,
+    ServableState,
+    decode_instance,
+    decode_plane,
+    decode_ready,
+)
 from registry.rollouts import RolloutRecord, decode_rollout
 from registry.traffic import TrafficRecord, decode_traffic
 
@@ -99,6 +109,12 @@ class FleetState:
         self.news: list[Event] = []
         """What was seen to fail for good, and who was seen to go, since this was emptied last."""
         self.touched: set[str] = set()
+        self.planes: dict[str, PlaneRecord] = {}
+        self.traffic_revisions: dict[str, int] = {}
+        """At which revision each model's traffic was written last; whoever applies a list has to set it, for a list
+        does not tell."""
+        self.unmoved: set[str] = set()
+        """The models whose traffic some Envoy may not know yet, and which wait for that."""
         self._everywhere: set[str] = set()
         """The models that belong on every instance that matches."""
         self.waiting: set[str] = set()
@@ -112,11 +128,11 @@ class FleetState:
         """Take an update in. `now`: Unix seconds, for `away_since`."""
         match update:
             case Snapshot(revision=revision, entries=entries):
+                self.revision = revision
                 self._take(entries, (), now)
-                self.revision = revision
             case Changes(revision=revision, puts=puts, deletes=deletes):
-                self._take(puts, deletes, now)
                 self.revision = revision
+                self._take(puts, deletes, now)
 
     def _take(self, puts: Mapping[str, bytes], deletes: Iterable[str], now: float) -> None:
         for raw in deletes:
@@ -139,9 +155,13 @@ class FleetState:
             case PolicyKey(model):
                 self._policy_changed(model, value)
             case TrafficKey(model):
+                _keep(self.traffic_revisions, model, self.revision if value is not None else None)
                 self._record_changed(self.traffic, model, key, value, decode_traffic)
             case RolloutKey(model):
                 self._record_changed(self.rollouts, model, key, value, decode_rollout)
+            case PlaneKey(replica):
+                _keep(self.planes, replica, self._decoded(key, value, decode_plane))
+                self.touched |= {model for model in self.unmoved if self.moved(model)}
             case PlaneTrafficKey(replica):
                 self.statistics.apply(replica, self._decoded(key, value, decode_plane_traffic))
             case DrainKey(instance):
@@ -278,6 +298,11 @@ class FleetState:
         self.touched |= self._everywhere | self.waiting | (assignment.models.keys() if assignment else set())
 
     # -- what may be asked
+
+    def moved(self, model: str) -> bool:
+        """Whether every Envoy goes by the traffic as it is written; one that nobody has at present may not."""
+        revision = self.traffic_revisions.get(model, 0)
+        return all(plane.converged_revision >= revision and not plane.away for plane in self.planes.values())
 
     def found(self, instance: str, model: str, base_path: str) -> FoundModel | None:
         """What lies on an instance's disk for a model; None: not told."""

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from registry.assignments import AssignedModel, Assignment
-from registry.keys import AssignmentKey, PolicyKey
+from registry.keys import AssignmentKey, PlaneKey, PolicyKey
+from registry.records import PlaneRecord, encode_plane
 from registry.rollouts import Phase
 from registry.traffic import Mirror
 from tests.support.planned_fleet import PlannedFleet, document
@@ -86,6 +87,24 @@ def test_the_switch_comes_once_when_all_are_ready_and_then_the_old_version_goes(
         "VersionSwitched",
         "RolloutDone",
     ]
+
+
+def test_nothing_is_unloaded_before_every_envoy_knows_of_the_new_traffic() -> None:
+    fleet = a_running_fleet()
+    fleet.put({PlaneKey("p"): encode_plane(PlaneRecord(fleet.revision))})
+    fleet.copy_files("m", 2)
+    fleet.settle()
+    assert fleet.weights("m") == {2: 1}
+    assert phase(fleet) is Phase.UNLOADING
+    assert set(fleet.assigned("m").values()) == {(1, 2)}
+    # Its control plane is killed, and nobody has the Envoy for a moment.
+    fleet.put({PlaneKey("p"): None, PlaneKey("q"): encode_plane(PlaneRecord(fleet.revision, away=1))})
+    fleet.settle()
+    assert set(fleet.assigned("m").values()) == {(1, 2)}
+    fleet.put({PlaneKey("q"): encode_plane(PlaneRecord(fleet.revision, envoys=1))})
+    fleet.settle()
+    assert set(fleet.assigned("m").values()) == {(2,)}
+    assert phase(fleet) is Phase.DONE
 
 
 def test_a_copy_that_failed_for_good_does_not_hold_up_the_switch_but_half_of_them_do() -> None:
