@@ -187,7 +187,8 @@ class MonitorCore:
             return
         model.answer = versions
         listed = {status.version: status for status in versions}
-        model.trouble = "" if listed else "the server knows no version of it"
+        # One that modelplane manages may not have been asked for yet; its conditions say what is wrong.
+        model.trouble = "" if listed or model.watched.managed else "the server knows no version of it"
         for version in model.versions.keys() - listed.keys():
             self._say(name, version, "gone from the server's list")
             self._reproofs.forget((name, version, model.versions.pop(version).incarnation))
