@@ -142,6 +142,8 @@ class InstanceKeys:
             state = self._ready_state(version)
             if held := self._wished.ready_state(model.watched.name, number, version):
                 state = held
+            elif state is ReadyState.LOADING and self._wished.leaves(model.watched.name, number):
+                state = None
             elif state is None and not self.draining and bridges_a_swap(model, version):
                 state = ReadyState.READY
             if state is not None:

@@ -26,6 +26,7 @@ from monitor.told import ConditionKey
 from registry.assignments import AssignedModel, Assignment
 from registry.records import Condition, Proof, ServableState
 
+_MOVING = (ServableState.START, ServableState.LOADING, ServableState.UNLOADING)
 _LIVE = (ServableState.START, ServableState.LOADING, ServableState.AVAILABLE)
 Held = Mapping[int, HeldVersion]
 
@@ -33,11 +34,12 @@ Held = Mapping[int, HeldVersion]
 @dataclass(frozen=True, slots=True)
 class ManageTiming:
     """Seconds. `notice`: from a change that is in force to the server's having seen it (a poll of its disk every second
-    and a tick). `load`: after it an assigned version is not waited for any longer. `first`, `last`: pauses between two
-    tries to load a version; `tries`: so many. `unlisted`: how long the first reload waits for the drain of a model of
-    which nothing but the name is known."""
+    and a tick); `again`: the same for what was taken out and put back, beside a busy server. `load`: after it an
+    assigned version is not waited for any longer. `first`, `last`: pauses between two tries to load a version; `tries`:
+    so many. `unlisted`: how long the first reload waits for the drain of a model of which only the name is known."""
 
     notice: float = 2.0
+    again: float = 5.0
     load: float = 600.0
     first: float = 5.0
     last: float = 300.0
@@ -257,18 +259,24 @@ class Manage:
             attempt.until = now + min(self.timing.first * 2.0 ** (attempt.tries - 1), self.timing.last)
             attempt.given_up = attempt.tries >= self.timing.tries
 
-    def _take_back(self, model: ManagedModel, now: float) -> None:
-        """What is assigned again takes requests again; what had left the configuration already, once it is certain that
-        the server never saw that, or has loaded it anew."""
+    def _take_back(self, model: ManagedModel, there: Held, now: float) -> None:
+        """What is assigned again takes requests again. What had left the configuration already is unloaded, however
+        soon it was put back, if the server saw that; and while another version loads it may keep it until then. So it
+        has to be gone and loaded anew, or to be there for a while in which nothing else happens."""
+        moving = any(there[version].state in _MOVING for version in model.target & there.keys())
         for version in model.retired & model.versions:
             attempt = model.attempts.get(version)
-            sent_at = attempt.sent_at if attempt is not None else None
-            if version not in model.dropped or (sent_at is not None and now >= sent_at + self.timing.notice):
+            if attempt is None or version not in model.dropped:
+                model.retired -= {version}
+                continue
+            if moving:
+                attempt.sent_at = None
+            elif attempt.sent_at is not None and now >= attempt.sent_at + self.timing.again:
                 model.retired -= {version}
                 model.dropped -= {version}
 
     def _decide(self, model: ManagedModel, there: Held, now: float) -> None:
-        self._take_back(model, now)
+        self._take_back(model, there, now)
         assigned = model.versions
         leaving = model.target - assigned
         model.kept_old = False

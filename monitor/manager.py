@@ -36,10 +36,10 @@ from registry.records import Condition, RecordError
 
 log = logging.getLogger(__name__)
 
-PAUSE, PER_MODEL = 0.02, 0.0002
+PAUSE, PER_MODEL = 0.02, 0.0004
 """Seconds between two decisions, at least, and for each model."""
-IDLE = 1.0
-"""Seconds after which it is looked anew whether a deadline has passed."""
+IDLE, IDLE_PER_MODEL = 1.0, 0.005
+"""Seconds, or more with many models, after which it is looked anew whether a deadline has passed."""
 
 
 class Manager:
@@ -93,7 +93,7 @@ class Manager:
                 self._step(asyncio.get_running_loop().time())
                 await asyncio.sleep(PAUSE + PER_MODEL * len(self._machine.models))
                 try:
-                    async with asyncio.timeout(IDLE):
+                    async with asyncio.timeout(max(IDLE, IDLE_PER_MODEL * len(self._machine.models))):
                         await self._soon.wait()
                 except TimeoutError:
                     continue

@@ -264,8 +264,11 @@ class Reload:
         return name not in self._in_force and not any(name in one.configs for one in sent)
 
     def _unload_seen(self, name: str) -> bool:
-        seen = self._seen[name]
-        return seen.at >= self._dropped[name] + self.timing.unload and not _live(seen.statuses)
+        seen, dropped = self._seen[name], self._dropped[name]
+        states = {one.state for one in seen.statuses} - {ServableState.END}
+        # One that was let go before its load began is forgotten without an END, and stays listed as START.
+        wait = self.timing.settle if states else self.timing.unload
+        return seen.at >= dropped + wait and states <= {ServableState.START}
 
     def _known(self) -> bool:
         """Whether all statuses were asked for after the last answer: it changed what they mean."""

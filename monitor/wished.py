@@ -80,6 +80,10 @@ class Wished:
             return None
         return ReadyState.DRAINED if version.drained else ReadyState.DRAINING
 
+    def leaves(self, model: str, version: int) -> bool:
+        """Whether it is to be unloaded, so that there is nothing to announce."""
+        return (model, version) in self._retired
+
     def instance_state(self, state: InstanceState) -> InstanceState:
         """What the instance's record says, which without a drain is `state`."""
         if state is not InstanceState.SERVING or self._wish is None or not self._wish.whole:

@@ -339,7 +339,7 @@ def test_nothing_is_said_before_it_is_known_what_is_assigned_and_what_is_there()
     assert {name: one.versions for name, one in (manage.targets(2.0) or {}).items()} == {"a": {1, 2}}
 
 
-@settings(max_examples=examples(120), deadline=None)
+@settings(max_examples=examples(80), deadline=None)
 @given(EVENTS)
 def test_nothing_is_unloaded_that_has_requests_and_what_is_assigned_is_there_in_the_end(events: list[Any]) -> None:
     world = World()
@@ -348,9 +348,10 @@ def test_nothing_is_unloaded_that_has_requests_and_what_is_assigned_is_there_in_
         carry_out(world, event, what)
         world.run(0.2)
     world.stamp += 1
-    for _ in range(40):
+    calm = 0
+    for _ in range(50):
         world.run(3.0)
-        if not differences(world):
+        calm = 0 if differences(world) else calm + 1
+        if calm == 4:
             break
-    world.run(3.0)
     assert differences(world) == []
