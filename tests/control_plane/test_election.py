@@ -140,5 +140,5 @@ class Elections(RuleBasedStateMachine):
         assert [one.other for one in self.candidates if one is not leader] == [leader.term.value] * 2
 
 
-Elections.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+Elections.TestCase.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
 TestElections = Elections.TestCase

@@ -207,5 +207,5 @@ class Histories(RuleBasedStateMachine):
         assert all(state is ReadyState.READY for server in fleet.servers.values() for state in server.held.values())
 
 
-Histories.TestCase.settings = settings(max_examples=50, stateful_step_count=30, deadline=None)
+Histories.TestCase.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
 TestHistories = Histories.TestCase
