@@ -6,7 +6,7 @@ statistics (load_totals.py), and a gRPC client about nothing. While something dr
 endpoint, an Envoy about those of observed models too, and about no others. What it is asked for changes only after it
 has reported so: Envoy begins its interval anew with every answer (load_stats_reporter_impl.cc, startLoadReportPeriod),
 so that one drain after another, each sooner than the interval, would keep it from reporting at all. "All clusters" are
-those that Envoy has when it is asked, so it is asked again after each such report; what it has counted stays.
+those that Envoy has when the interval of a report begins; it need not be asked again for those that come later.
 
 An Envoy reports to the replica that configures it: to Envoy these are two streams with a turn each among the control
 planes, so one that came to the wrong replica is sent on (Envoy 1.40 tries the next one after 5 s), or none could say
@@ -41,8 +41,9 @@ SERVICE = "envoy.service.load_stats.v3.LoadReportingService"
 SHORTEST_INTERVAL = 0.01
 _LONGEST_INTERVAL = 1.0
 _PER_STREAM, _PER_CLUSTER = 0.0005, 0.000025
-_PER_REPORTED_CLUSTER = 0.0002
-"""Seconds: a hundred times what this process and Envoy take for one cluster of a report, idle or not."""
+_PER_ENVOYS_CLUSTER, _PER_READ_CLUSTER = 0.0005, 0.00005
+"""Seconds: a hundred times what Envoy's main thread takes for one cluster of a report, idle or not, and fifty times
+what this process takes for an idle one (python -m bench.statistics)."""
 _OBSERVED_SECONDS = 1.0
 """A canary's gates look as often."""
 _IDLE = 60.0
@@ -63,13 +64,12 @@ def interval(streams: int, clusters: int, shortest: float = SHORTEST_INTERVAL) -
 class _Stream:
     """`reported`: since it was last asked for something; `interval`: the seconds that it was asked for then; `before`:
     those that it was asked for before that. `known`: it has said who it is; `takes_all`: it is an Envoy that can be
-    asked about all clusters; `all_asked`: it was, with the newest asking; `outdated`: it may have others by now."""
+    asked about all clusters; `all_asked`: it was, with the newest asking."""
 
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     known: bool = False
     takes_all: bool = False
     all_asked: bool = False
-    outdated: bool = False
     reported: bool = True
     interval: float = 0.0
     before: float = 0.0
@@ -229,18 +229,14 @@ class LoadReportServer:
                 continue
             response = self._wanted(stream)
             timeout = None
-            if response != asked or stream.outdated:
+            if response != asked:
                 # Who has been told to report soon is let do so first.
                 wait = 0.0 if stream.reported or not asked or not asked.clusters else asked_at + _PATIENCE - _now()
                 if wait <= 0:
                     # lrs.proto: the client reports in the way that the last response asks for, from there on.
                     await context.write(response)
                     asked, asked_at, stream.reported = response, _now(), False
-                    stream.before, stream.all_asked, stream.outdated = (
-                        stream.interval,
-                        response.send_all_clusters,
-                        False,
-                    )
+                    stream.before, stream.all_asked = stream.interval, response.send_all_clusters
                     stream.interval = response.load_reporting_interval.ToNanoseconds() / 1e9
                     continue
                 timeout = wait
@@ -265,12 +261,14 @@ class LoadReportServer:
     @property
     def pause(self) -> float:
         """Seconds between two reports about everything, fewer while a model is observed; 0: there are none. At most a
-        hundredth of the time goes into them. In powers of two, for each asking begins Envoy's interval anew."""
+        hundredth of each Envoy's time goes into them, and a fiftieth of ours. In powers of two, for each asking begins
+        Envoy's interval anew."""
         if not self._statistics_seconds:
             return 0.0
         shortest = min(self._statistics_seconds, _OBSERVED_SECONDS if self._observed else math.inf)
-        wanted = max(1.0, _PER_REPORTED_CLUSTER * self.totals.clusters / shortest)
-        return shortest * 2.0 ** math.ceil(math.log2(wanted))
+        most, all_of_them = self.totals.clusters
+        least = max(_PER_ENVOYS_CLUSTER * most, _PER_READ_CLUSTER * all_of_them)
+        return shortest * 2.0 ** math.ceil(math.log2(max(1.0, least / shortest)))
 
     async def _read(self, number: int, requests: AsyncIterator[Any], peer: str) -> None:
         # The first message tells who it is. An Envoy that has lost its stream puts into it what it has counted since.
@@ -283,7 +281,7 @@ class LoadReportServer:
             self._client_ledger.connected(number, peer, self._clock())
         else:
             self._ledger.connected(number, first.node.id)
-            self.totals.reported(number, first, everything=False)
+            await self._count(number, first, everything=False)
         stream = self._streams[number]
         stream.known, stream.takes_all = True, not without_proxy and _ALL_CLUSTERS in first.node.client_features
         stream.wake.set()
@@ -292,7 +290,7 @@ class LoadReportServer:
                 self._client_ledger.reported(number, request)
             else:
                 await self._reported(number, stream, request)
-            if not stream.reported or stream.outdated:
+            if not stream.reported or (stream.all_asked and stream.interval != self.pause):
                 stream.reported = True
                 stream.wake.set()
             if self._clusters:
@@ -302,10 +300,11 @@ class LoadReportServer:
         # While nothing drains the ledger has no use for what may be ten thousand clusters.
         if self._clusters:
             self._ledger.reported(number, report, stream.due())
-        everything = stream.all_asked
+        await self._count(number, report, everything=stream.all_asked)
+
+    async def _count(self, number: int, report: Any, *, everything: bool) -> None:
         for _ in self.totals.reported(number, report, everything=everything):
             await asyncio.sleep(0)
-        stream.outdated = everything and stream.all_asked
 
 
 def _now() -> float:

@@ -79,9 +79,10 @@ class LoadTotals:
         self._reporters.pop(reporter, None)
 
     @property
-    def clusters(self) -> int:
-        """About how many clusters there are in all reports of one round: what they cost."""
-        return sum(one.clusters for one in self._reporters.values())
+    def clusters(self) -> tuple[int, int]:
+        """How many an Envoy's report names at most, and those of all Envoys together: what they cost."""
+        counts = [one.clusters for one in self._reporters.values()]
+        return max(counts, default=0), sum(counts)
 
     def servables(self) -> dict[Servable, VersionTotals]:
         """What was counted so far, and what is in progress."""

@@ -116,7 +116,7 @@ async def test_the_more_clusters_there_are_the_less_often_they_are_told(loads: L
         for number in range(40_000):
             report.cluster_stats.add(cluster_name=f"m{number}")
         await client.send(report)
-        assert await client.asked() == (True, [], 10.0)
+        assert await client.asked() == (True, [], 20.0)
 
 
 async def test_an_envoy_is_asked_for_nothing_where_nobody_wants_statistics() -> None:

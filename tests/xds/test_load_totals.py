@@ -40,7 +40,7 @@ def test_reports_add_up_over_envoys_and_protocols() -> None:
         ("m", None): VersionTotals(requests=7),
     }
     assert totals.in_progress() == {("10.0.0.1", PORT): 3}
-    assert totals.clusters == 5
+    assert totals.clusters == (4, 5)
 
 
 def test_what_is_in_progress_is_as_of_the_newest_report() -> None:
