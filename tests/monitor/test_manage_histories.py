@@ -131,7 +131,9 @@ class World:
         for name in NAMES:
             ready = any(self.ready(name, version) for version in (1, 2, 3))
             assert ready or name not in self.served, f"{name} has no endpoint any more"
-            if ready and self.wish.get(name):
+            # One that an earlier monitor left as an endpoint, and that does not answer any more, goes for that reason.
+            answers = any(self.ready(name, version) and (name, version) not in self.mute for version in (1, 2, 3))
+            if answers and self.wish.get(name):
                 self.served.add(name)
 
     def ready(self, name: str, version: int) -> bool:
