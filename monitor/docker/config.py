@@ -23,6 +23,14 @@ class DockerConfig:
             "metavar": "URL",
         },
     )
+    docker_wait: float | None = field(
+        default=None,
+        metadata={
+            "help": "how long to wait at the start for an engine that has never answered, then end with exit code 2; "
+            "default: until one answers",
+            "metavar": "SECONDS",
+        },
+    )
     docker_network: tuple[str, ...] = field(
         default=(),
         metadata={
@@ -55,6 +63,8 @@ class DockerConfig:
         """Raise ValueError that names the field and the mend."""
         if self.docker_url is not None and "://" not in self.docker_url:
             raise ValueError(f"docker_url {self.docker_url!r}: write unix:///path/to/docker.sock or tcp://HOST:PORT")
+        if self.docker_wait is not None and not 0 <= self.docker_wait <= 86400:
+            raise ValueError(f"docker_wait {self.docker_wait:g}: must be between 0 and 86400 s; leave it out for ever")
         if self.docker_host_name == "":
             raise ValueError("docker_host_name: it is empty; leave it out for the engine's own name")
         if self.docker_at_exit not in ("leave", "drain"):

@@ -58,28 +58,52 @@ class HostMonitor:
         self._since = time.time()
 
     async def follow(self) -> None:
-        """Never returns. Raises MonitorError if this user may not talk to the engine, which waiting won't mend."""
-        pause, away = _FIRST_RETRY, False
+        """Never returns. Raises MonitorError if this user may not talk to the engine, which waiting won't mend, or if
+        none has answered for --docker-wait."""
+        pause, away, began = _FIRST_RETRY, False, time.monotonic()
+        log.info("asking the Docker engine at %s", self._engine.url)
         while True:
             reason = "its events ended"
             try:
                 async with self._engine.events(self._since - _OVERLAP) as queue:
+                    never = self._core is None
                     await self._list()
-                    if away:
+                    if away and not never:
                         log.info("the Docker engine is back")
                     pause, away = _FIRST_RETRY, False
                     await self._take(queue)
             except EngineError as error:
-                if error.denied and self._core is None:
-                    mend = "run the monitor as a user who may use Docker, or name another socket with --docker-url"
-                    raise MonitorError(f"{self._engine.url}: {error}; {mend}") from None
                 reason = str(error)
+                if self._core is None:
+                    self._give_up(error, time.monotonic() - began)
             if not away:
                 away = True
-                meanwhile = "its containers stay watched" if self._core else "nothing is watched until it is there"
-                log.warning("the Docker engine at %s is away, %s: %s", self._engine.url, meanwhile, reason)
+                self._say_away(reason)
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LAST_RETRY)
+
+    def _give_up(self, error: EngineError, waited: float) -> None:
+        """Of an engine that has never answered: raise MonitorError if it is no use to wait, or has been long enough."""
+        longest = self._docker.docker_wait
+        if error.denied:
+            mend = "run the monitor as a user who may use Docker, or name another socket with --docker-url"
+        elif longest is not None and waited >= longest:
+            mend = f"no engine has answered for {longest:g} s (--docker-wait); start it, or name another: --docker-url"
+        else:
+            return
+        raise MonitorError(f"{self._engine.url}: {error}; {mend}") from None
+
+    def _say_away(self, reason: str) -> None:
+        if self._core is not None:
+            log.warning("the Docker engine at %s is away, its containers stay watched: %s", self._engine.url, reason)
+            return
+        longest = self._docker.docker_wait
+        log.warning(
+            "no Docker engine answers at %s, so nothing is watched: %s; trying again %s (another: --docker-url)",
+            self._engine.url,
+            reason,
+            "until one does" if longest is None else f"for {longest:g} s (--docker-wait)",
+        )
 
     async def end(self) -> None:
         """End all instances as --docker-at-exit says."""

@@ -46,6 +46,7 @@ def test_a_command_to_own_is_refused() -> None:
     [
         ({"docker_url": "/var/run/docker.sock"}, "write unix:///path"),
         ({"docker_host_name": ""}, "it is empty"),
+        ({"docker_wait": -1.0}, "between 0 and 86400 s"),
         ({"docker_at_exit": "kill"}, "neither leave nor drain"),
     ],
 )
@@ -54,14 +55,26 @@ def test_bad_values_are_named(settings: dict[str, str], words: str) -> None:
         DockerConfig(docker=True, **settings)  # type: ignore[arg-type]
 
 
-async def test_an_engine_that_is_away_is_waited_for(tmp_path: Path) -> None:
+async def test_an_engine_that_never_answered_is_waited_for(tmp_path: Path) -> None:
     """Waits for the monitor's word, and for its end."""
     pytest.importorskip("docker")
     flags = (f"--docker-url=unix://{tmp_path}/absent", f"--etcd=127.0.0.1:{free_port()}")
     arguments = [sys.executable, "-m", "modelplane", "monitor", "--docker", *flags]
     with ChildProcess(arguments, tmp_path / "log", {"PYTHONPATH": str(ROOT)}) as child:
-        await eventually(lambda: "is away, its containers stay watched: No such file" in child.output, "its word")
+        await eventually(lambda: "so nothing is watched: No such file" in child.output, "its word")
         child.send(signal.SIGTERM)
         assert child.wait() == 0
-        assert child.output.count("is away") == 1
+        assert f"no Docker engine answers at unix://{tmp_path}/absent" in child.output
+        assert "trying again until one does (another: --docker-url)" in child.output
+        assert child.output.count("no Docker engine") == 1
         assert "Traceback" not in child.output
+
+
+def test_an_engine_that_never_answered_is_waited_for_as_long_as_was_said(tmp_path: Path) -> None:
+    pytest.importorskip("docker")
+    flags = (f"--docker-url=unix://{tmp_path}/absent", "--docker-wait=0.1", f"--etcd=127.0.0.1:{free_port()}")
+    arguments = [sys.executable, "-m", "modelplane", "monitor", "--docker", *flags]
+    with ChildProcess(arguments, tmp_path / "log", {"PYTHONPATH": str(ROOT)}) as child:
+        assert child.wait() == 2
+        said = child.output.splitlines()[-1]
+        assert "absent: No such file or directory; no engine has answered for 0.1 s (--docker-wait)" in said
