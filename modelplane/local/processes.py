@@ -97,6 +97,8 @@ class Children:
         self._programs: dict[str, Program] = {}
         self._processes: dict[str, asyncio.subprocess.Process] = {}
         self._known: set[int] = set()
+        self.started: set[int] = set()
+        """The numbers of all processes so far, of those that have ended too."""
         self._wake = asyncio.Event()
         # Between fork and registration a child of ours looks like a left-over.
         self._forking = asyncio.Lock()
@@ -220,6 +222,7 @@ class Children:
                 start_new_session=True,
             )
             self._known.add(process.pid)
+            self.started.add(process.pid)
             return process
 
     async def _finish(self, process: asyncio.subprocess.Process) -> None:

@@ -10,6 +10,7 @@ import contextlib
 import os
 import shlex
 import signal
+import socket
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from urllib.parse import quote
@@ -28,9 +29,11 @@ from modelplane.local.policies import write_policies
 from modelplane.local.ports import Wanted, assign
 from modelplane.local.processes import Children, Ended, Program, become_subreaper
 from modelplane.local.progress import Progress
+from modelplane.local.rivals import Rivals
 from modelplane.screen import Screen
 from modelplane.table import changes, table
 from monitor.memory import memory_beside
+from registry.claims import Claim
 from registry.etcd import EtcdClient, EtcdConfig
 from registry.follow import follow
 from registry.keys import Keyspace
@@ -104,6 +107,7 @@ class LocalStack:
         self._shared = programs.Shared(address, self._keyspace.prefix, passed_on, monitoring)
         self._names = config.names
         self._children = Children(self._child_ended)
+        self._rivals = Rivals(self._keyspace, config.names, self._is_ours)
         self._fleet = Fleet(self._keyspace)
         self._picture = Picture()
         self._changed = asyncio.Event()
@@ -339,8 +343,13 @@ class LocalStack:
         async for update in follow(client, self._keyspace.prefix):
             now = time.monotonic()
             self._fleet.apply(update, now)
+            for line in self._rivals.apply(update):
+                self._screen.line(f"{time.strftime('%H:%M:%S')} {line}")
             self._picture = self._fleet.picture(now)
             self._changed.set()
+
+    def _is_ours(self, claim: Claim) -> bool:
+        return claim.host == socket.gethostname() and claim.pid in self._children.started
 
     async def _animate(self) -> None:
         while True:
