@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import struct
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,33 @@ async def outcome(server: ScriptedServer, model: WatchedModel | None = None, dea
             return await prober.prove(Probe(model or WatchedModel("m"), 7, 1))
         finally:
             prober.close()
+
+
+async def test_a_dead_disk_holds_up_neither_the_process_nor_more_than_one_thread(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    disk = threading.Event()
+
+    def read(*_: object) -> list[tfs.PredictionLog]:
+        disk.wait(20)
+        return []
+
+    monkeypatch.setattr("monitor.prove.read_warmup", read)
+    before = set(threading.enumerate())
+    async with (
+        ScriptedServer() as server,
+        ServerClient("127.0.0.1", server.port) as client,
+        asyncio.TaskGroup() as group,
+    ):
+        prober = Prober(client, 0.1, group)
+        try:
+            found = [await prober.prove(Probe(WatchedModel("m", "/dead"), 7, 1)) for _ in range(3)]
+        finally:
+            prober.close()
+    stuck = [one for one in threading.enumerate() if one not in before and one.name == "warm-up records"]
+    disk.set()
+    assert [(one.proof, one.silent) for one in found] == [(Proof.FAILED, True)] * 3
+    assert [one.daemon for one in stuck] == [True]
 
 
 def answering(*replies: Reply) -> Any:
