@@ -123,6 +123,12 @@ async def test_one_command_shows_a_prediction_and_ctrl_c_leaves_nothing(state: P
             envoys.stdout
         )
 
+        def shows_load() -> bool:
+            rows = json.loads(modelplane("get", "instances", "-o", "json", "--state", str(state)).stdout)
+            return all(row["load"] for row in rows)
+
+        await eventually(shows_load, "the servers' own figures")
+
         second = modelplane("up", f"--state={state}", *ANY_PORTS)
         assert second.returncode == 1
         assert f"{state} is in use by another `modelplane up` (pid {stack.pid})" in second.stderr
