@@ -66,10 +66,8 @@ class Address:
 class Catalog:
     """Apply registry updates in order; read models by name."""
 
-    def __init__(self, keyspace: Keyspace, policy: SuspectPolicy | None = None, *, most_ejected: int = 50) -> None:
-        """`most_ejected`: the share of a cluster's endpoints that a proxy may leave out by itself, in percent."""
+    def __init__(self, keyspace: Keyspace, policy: SuspectPolicy | None = None) -> None:
         self._keyspace = keyspace
-        self._most_ejected = most_ejected
         self._records: defaultdict[str, dict[tuple[int, str], ReadyRecord]] = defaultdict(dict)
         self._suspect_keys: defaultdict[str, set[ReadyKey]] = defaultdict(set)
         self._intents = Intents()
@@ -374,7 +372,7 @@ class Catalog:
             return ReadyKey(name, version, instance) in self._doubted(instance)
 
         intent = self._intents.of(name)
-        return serving_model(name, self._records[name], doubted, self._suspects.dead, intent, self._most_ejected)
+        return serving_model(name, self._records[name], doubted, self._suspects.dead, intent)
 
 
 def _address(record: ReadyRecord) -> Address:

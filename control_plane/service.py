@@ -86,7 +86,7 @@ class ControlPlane:
         self._metrics = Metrics()
         self._table = ResourceTable()
         self._pipeline = Pipeline(
-            Catalog(self._keyspace, config.guard, most_ejected=config.data_plane.max_ejection_percent),
+            Catalog(self._keyspace, config.guard),
             self._table,
             config.data_plane,
             empty_grace=config.empty_registry_grace,

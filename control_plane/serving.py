@@ -31,11 +31,9 @@ def serving_model(
     doubted: Callable[[int, str], bool],
     is_dead: Callable[[str], bool],
     intent: Intent,
-    most_ejected: int,
 ) -> Model | None:
     """`records` by version and instance. `doubted`: whether the lease behind a version on an instance is lost;
-    `is_dead`: whether an instance with lost leases fails its checks. `most_ejected`: the share of a cluster's endpoints
-    that a proxy may leave out by itself, in percent. None if nothing is known of such a model."""
+    `is_dead`: whether an instance with lost leases fails its checks. None if nothing is known of such a model."""
     if not records and intent.traffic is None:
         return None
     versions: defaultdict[int, list[Endpoint]] = defaultdict(list)
@@ -55,13 +53,7 @@ def serving_model(
             dead.add(instance)
         if record.several_versions:
             several.add(version)
-    own = intent.handling.tuning.outlier_detection
-    share = most_ejected if own is None or own.max_ejection_percent is None else own.max_ejection_percent
-    # Of all of them, for the cluster of those that name no version has the instances with other versions too.
-    ejected = len({one.instance for endpoints in versions.values() for one in endpoints}) * share // 100
-    used = tuple(
-        (version, _used(endpoints, failing[version], dead, ejected)) for version, endpoints in versions.items()
-    )
+    used = tuple((version, _used(endpoints, failing[version], dead)) for version, endpoints in versions.items())
     if intent.traffic is not None:
         return _shared(Model(name, used, None, pinned=bool(several), handling=intent.handling), intent.traffic)
     # By what the instances hold, failing or not: else a version that overloads half of the fleet would be taken
@@ -101,23 +93,17 @@ def _between(record: TrafficRecord) -> tuple[int, int] | None:
     return (newest[0], newest[1]) if len(newest) == 2 else None
 
 
-def _used(
-    endpoints: Iterable[Endpoint], failing: Container[str], dead: Container[str], ejected: int
-) -> tuple[Endpoint, ...]:
+def _used(endpoints: Iterable[Endpoint], failing: Container[str], dead: Container[str]) -> tuple[Endpoint, ...]:
     """Nothing new for the instances on which it fails, nor for suspects that fail their checks, unless there is no
     other. One whose lease was lost counts as READY here: an etcd that loses its leases must not bring back what does
-    not answer. `ejected`: how many a proxy may leave out by itself if all are listed."""
+    not answer."""
     all_of_them = tuple(endpoints)
     answering = [one for one in all_of_them if one.instance not in dead and one.health is not Health.DRAINING]
-    good = [one for one in answering if one.instance not in failing]
-    if len(good) > ejected:
+    if any(one.instance not in failing for one in answering):
         # Listed, for what is in flight there is to be known when it drains (docs/proof.md).
         all_of_them = tuple(
             replace(one, health=Health.DRAINING) if one.instance in failing else one for one in all_of_them
         )
-    elif good:
-        # Not listed: Envoy would count them among those of which it may eject a share, and might eject all the good.
-        all_of_them = tuple(one for one in all_of_them if one.instance not in failing)
     if not answering:
         return all_of_them
     return tuple(

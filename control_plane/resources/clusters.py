@@ -72,9 +72,10 @@ def _balance(cluster: cluster_pb2.Cluster, balancing: Balancing | None) -> None:
             # the counts.
             cluster.lb_policy = cluster_pb2.Cluster.LEAST_REQUEST
             cluster.least_request_lb_config.choice_count.value = 2
-    # Above this share of unhealthy hosts Envoy would use the unhealthy ones too. DRAINING is unhealthy to Envoy, and
-    # what drains is about to be stopped: better UNAVAILABLE, which a client may retry, than an inference cut off.
-    cluster.common_lb_config.healthy_panic_threshold.value = 0
+    # If outlier detection has ejected all that may be asked, ask them all the same: it is to move requests to a better
+    # instance, and there is none. To Envoy it is panic, when fewer than this share is healthy. It would ask what drains
+    # too, were it not for the assignment's weights and drop_overloads (endpoints.py).
+    cluster.common_lb_config.healthy_panic_threshold.value = 1
     # Without it Envoy may hold a change of health back for a second that it has acknowledged (cluster.proto), and a
     # drain relies on the acknowledgement. (Of EDS updates Envoy 1.40 was not seen to hold any back.)
     cluster.common_lb_config.update_merge_window.SetInParent()

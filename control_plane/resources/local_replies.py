@@ -26,8 +26,9 @@ UNIMPLEMENTED, INTERNAL, UNAVAILABLE = 12, 13, 14
 _NOT_FOUND_TEXT = "%REQ(X-MODELPLANE-NOT-FOUND)%"
 _MODEL = "model %REQ(X-MODELPLANE-MODEL?X-MODELPLANE-CLUSTER)%"
 
-# Envoy's response flags.
-_NO_CLUSTER, _NO_HEALTHY_HOST, _OVERFLOW = "NC", "UH", "UO"
+# Envoy's response flags. UDO: all that is listed drains (endpoints.py).
+_NO_CLUSTER, _OVERFLOW = "NC", "UO"
+_NOBODY_FLAGS = ("UH", "UDO")
 _CONNECTION_FLAGS = ("UF", "UC", "UR", "LR", "URX")
 _TIMEOUT_FLAGS = ("UT", "DT", "SI", "UMSDR")
 
@@ -77,7 +78,7 @@ def _cases(settings: DataPlaneSettings) -> tuple[tuple[_Filter, int, int, str], 
         (_all(unknown, _header("x-modelplane-not-found")), NOT_FOUND, 404, _NOT_FOUND_TEXT),
         # The router spares the plain case a header: there the cluster's name is the model's.
         (unknown, NOT_FOUND, 404, "Servable not found for request: Latest(%REQ(X-MODELPLANE-CLUSTER)%)"),
-        (_flags(_NO_HEALTHY_HOST), UNAVAILABLE, 503, f"No instance is ready for {_MODEL}"),
+        (_flags(*_NOBODY_FLAGS), UNAVAILABLE, 503, f"No instance is ready for {_MODEL}"),
         (_flags(_OVERFLOW), UNAVAILABLE, 503, f"Too many requests in flight for {_MODEL}"),
         (_limit_of_ours(), RESOURCE_EXHAUSTED, 413, f"Request is larger than {settings.max_request_bytes} bytes"),
         (_status(408), DEADLINE_EXCEEDED, 408, f"Request did not arrive within {settings.request_timeout:g} s"),

@@ -103,7 +103,8 @@ class DataPlaneSettings:
         5.0, "seconds for which an instance is left out, times the number of its ejections", "SECONDS"
     )
 
-    # Never the whole model because of what one client sends.
+    # Never the whole model because of what one client sends. Envoy counts what drains among the instances; if all that
+    # are usable are left out, they are used all the same (clusters.py).
     max_ejection_percent: int = _setting(50, "instances of a model that may be left out at once, in percent", "PERCENT")
 
     # gRPC clients queue beyond it. Bounds what one connection can make Envoy buffer.

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from envoy.config.cluster.v3 import cluster_pb2
 from envoy.config.core.v3 import extension_pb2, health_check_pb2
-from envoy.config.endpoint.v3 import endpoint_pb2
+from envoy.config.endpoint.v3 import endpoint_components_pb2, endpoint_pb2
 from envoy.extensions.filters.http.lua.v3 import lua_pb2
 from envoy.extensions.filters.network.http_connection_manager.v3 import (
     http_connection_manager_pb2,  # noqa: F401 - registers what an Any may hold
@@ -33,6 +33,7 @@ from registry.traffic import Mirror
 
 GOLDEN = Path(__file__).parent / "golden"
 SETTINGS = DataPlaneSettings()
+DRAINING = health_check_pb2.DRAINING
 
 A = Endpoint("a", "10.0.0.1", 8500, 8501, zone="east", capacity=2)
 B = Endpoint("b", "10.0.0.2", 8500, 0, zone="west", health=Health.DRAINING)
@@ -47,6 +48,17 @@ def unpack(resource: Resource, message: Any) -> Any:
 
 def by_name(resources: tuple[Resource, ...], type_url: str) -> dict[str, Resource]:
     return {resource.name: resource for resource in resources if resource.type_url == type_url}
+
+
+def assignment(endpoints: tuple[Endpoint, ...]) -> endpoint_pb2.ClusterLoadAssignment:
+    resource = load_assignment("m", serialised_endpoints(endpoints, Protocol.GRPC), "m")
+    message = endpoint_pb2.ClusterLoadAssignment()
+    unpack(resource, message)
+    return message
+
+
+def members(message: endpoint_pb2.ClusterLoadAssignment) -> list[endpoint_components_pb2.LbEndpoint]:
+    return [entry for group in message.endpoints for entry in group.lb_endpoints]
 
 
 def compare(name: str, text: str) -> None:
@@ -127,10 +139,26 @@ def test_a_model_without_a_name_gives_nothing() -> None:
 def test_an_address_that_envoy_would_refuse_costs_one_endpoint_only(caplog: pytest.LogCaptureFixture) -> None:
     named = Endpoint("by-name", "server.example", 8500)
     scoped = Endpoint("link-local", "fe80::1%eth0", 8500)
-    resource = load_assignment("m", serialised_endpoints((named, scoped, A), Protocol.GRPC), "m")
-    message = unpack(resource, endpoint_pb2.ClusterLoadAssignment())
-    assert [entry.endpoint.hostname for group in message.endpoints for entry in group.lb_endpoints] == ["a"]
+    assert [entry.endpoint.hostname for entry in members(assignment((named, scoped, A)))] == ["a"]
     assert "instance by-name left out: its address 'server.example' is no IP address" in caplog.text
+
+
+def test_what_is_not_to_be_used_weighs_next_to_nothing_and_alone_is_refused() -> None:
+    """Envoy chooses from all by weight when it has ejected all that are usable."""
+    heavy = [replace(A, instance=f"a{number}", capacity=1_000_000) for number in range(4000)]
+    for used in ([A], [A, C], heavy):
+        message = assignment((*used, B))
+        (drains,) = (one.load_balancing_weight.value for one in members(message) if one.health_status == DRAINING)
+        weights = [one.load_balancing_weight.value for one in members(message) if one.health_status != DRAINING]
+        assert drains == 1
+        assert min(weights) >= 1000
+        assert [weight / weights[0] for weight in weights] == [one.capacity / used[0].capacity for one in used]
+        assert sum(weights) < 2**32, "Envoy refuses more"
+        assert not message.HasField("policy")
+    assert [one.load_balancing_weight.value for one in members(assignment((A, C)))] == [2, 1]
+    (drop,) = assignment((B, replace(A, health=Health.UNANSWERED))).policy.drop_overloads
+    assert (drop.drop_percentage.numerator, drop.drop_percentage.denominator) == (100, 0)
+    assert not assignment(()).HasField("policy")
 
 
 endpoints = st.builds(

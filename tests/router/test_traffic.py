@@ -153,19 +153,21 @@ async def test_too_many_requests_in_flight(tmp_path: Path, echo: EchoServer) -> 
         await fleet.close()
 
 
-@pytest.mark.parametrize("listed", [False, True])
-async def test_the_last_instance_is_ejected_only_if_others_are_listed(
-    fleet: Fleet, echo: EchoServer, other: EchoServer, *, listed: bool
+@pytest.mark.parametrize("health", [None, Health.UNANSWERED, Health.DRAINING])
+async def test_the_last_usable_instance_is_asked_whatever_it_answers(
+    fleet: Fleet, echo: EchoServer, other: EchoServer, health: Health | None
 ) -> None:
-    """Why what fails is taken from EDS and not marked there: Envoy ejects a share of all that is listed, used or not,
-    and a client's broken input can cause that many server errors."""
+    """Envoy ejects a share of all that is listed, used or not, and a client's broken input can cause that many server
+    errors: it may be the only one that is left."""
     endpoints = [Endpoint("a", "127.0.0.1", echo.port)]
-    if listed:
-        endpoints.append(Endpoint("b", "127.0.0.1", other.port, health=Health.UNANSWERED))
+    if health is not None:
+        endpoints.append(Endpoint("b", "127.0.0.1", other.port, health=health))
     echo.fail_with = grpc.StatusCode.INTERNAL
     await fleet.start([Model("m", ((1, tuple(endpoints)),), 1, pinned=False)])
     answers = [await fleet.call(request("m")) for _ in range(30)]
-    assert {answer.code for answer in answers} == {grpc.StatusCode.INTERNAL, *([UNAVAILABLE] if listed else [])}
+    assert fleet.envoy.stats("cluster.m.")["cluster.m.outlier_detection.ejections_active"] == (health is not None)
+    answers += await asyncio.gather(*(fleet.call(request("m")) for _ in range(300)))
+    assert {answer.code for answer in answers} == {grpc.StatusCode.INTERNAL}
     assert other.seen == []
 
 

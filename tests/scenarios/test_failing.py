@@ -36,10 +36,11 @@ async def until(stack: Stack, **wanted: ReadyState) -> None:
 
 
 def endpoints(stack: Stack) -> set[str]:
-    """Of the model, as Envoy has them now."""
+    """Of the model, those that Envoy is told to use now."""
     rows = (line.split("::") for line in stack.envoy.admin("/clusters").splitlines())
-    ports = {row[1] for row in rows if row[0] == "m" and len(row) == 4 and row[2] == "health_flags"}
-    return {name for name, instance in stack.instances.items() if instance.grpc in ports}
+    flags = {row[1]: row[3] for row in rows if row[0] == "m" and len(row) == 4 and row[2] == "health_flags"}
+    used = {port for port, flag in flags.items() if "/eds" not in flag}
+    return {name for name, instance in stack.instances.items() if instance.grpc in used}
 
 
 async def test_what_stops_answering_is_left_out_until_it_answers_again(stack: Stack, tmp_path: Path) -> None:
