@@ -133,12 +133,12 @@ def _about(record: InstanceRecord, model: str) -> bool:
 def _conditions(picture: Picture, model: str, versions: Sequence[Version]) -> list[Line]:
     """Those about the model, and those that are about all models of an instance that holds it."""
     holders = {name for row in versions for name in row.holdings}
-    lines = [
-        Line(f"{name}: {one.name}: {one.text}", Tone.BAD)
-        for name, record in picture.instances.items()
-        for one in record.conditions
-        if one.model == model or (not one.model and name in holders)
-    ]
+    same: dict[str, list[str]] = {}
+    for name, record in picture.instances.items():
+        for one in record.conditions:
+            if one.model == model or (not one.model and name in holders):
+                same.setdefault(f"{one.name}: {one.text}", []).append(name)
+    lines = [Line(f"{listed(names)}: {said}", Tone.BAD) for said, names in same.items()]
     return [Line(""), Line("CONDITIONS"), *lines] if lines else []
 
 

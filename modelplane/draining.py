@@ -64,7 +64,8 @@ def _unknown(said: str, name: str, names: Collection[str]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Spares:
-    """What remains if something is drained: per model an instance that goes on with it, and the models with none."""
+    """What remains if something is drained: per model an instance that goes on with it, and what has none: models, and
+    versions where it was a version that was to be drained."""
 
     instances: frozenset[str]
     without: tuple[str, ...]
@@ -73,17 +74,26 @@ class Spares:
 def spares(picture: Picture, instance: str, wish: DrainRecord, drains: Mapping[str, DrainRecord]) -> Spares:
     """Who goes on answering for the models that `wish` takes from an instance. What others want drained does not."""
     taken, left = set[str](), dict[str, str]()
+    named = {(one.model, one.version) for one in wish.targets if one.version is not None}
+    versions = set[str]()
     for row in picture.versions:
+        goes_on = False
         for name, held in row.holdings.items():
             if held.state not in _USABLE:
                 continue
             wanted = wish if name == instance else drains.get(name)
             if wanted is None or not wanted.covers(row.model, row.version):
                 left.setdefault(row.model, name)
+                goes_on = True
             elif name == instance:
                 taken.add(row.model)
+        here = row.holdings.get(instance)
+        if not goes_on and (row.model, row.version) in named and here is not None and here.state in _USABLE:
+            versions.add(f"version {row.version} of {row.model}")
     kept = frozenset(left[model] for model in taken if model in left)
-    return Spares(kept - {instance}, tuple(sorted(taken - left.keys())))
+    without = taken - left.keys()
+    versions = {said for said in versions if said.partition(" of ")[2] not in without}
+    return Spares(kept - {instance}, (*sorted(without), *sorted(versions)))
 
 
 def refuse_last(instance: str, spares: Spares) -> None:

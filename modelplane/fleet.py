@@ -205,6 +205,8 @@ def _versions(
                 # The readiness key is what routing goes by, so it has the last word.
                 held = rows[model.name, version]
                 told, state = held.get(endpoint.instance, _UNTOLD), _HEALTH[endpoint.health]
+                if state is State.DRAINING:  # what fails is listed like that too
+                    state = special.get(ReadyKey(model.name, version, endpoint.instance), state)
                 held[endpoint.instance] = replace(told, state=state, reason=told.reason if told.state is state else "")
     ordered = sorted(rows.items(), key=lambda row: (row[0][0], -row[0][1]))
     return tuple(

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -246,4 +247,9 @@ def _with_origin(message: str, options: tuple[Option, ...], origins: Mapping[str
     named = [option for option in options if words & {option.path[-1], ".".join(option.path), option.flag, option.key}]
     sources = [origins[option.dest] for option in named if option.dest in origins]
     sources = [source for source in sources if source not in message]
+    # The checks know their fields, and whoever reads this knows the flags.
+    first = re.match(r"\w+", message)
+    flags = {option.flag for option in named if first and option.path[-1] == first[0]}
+    if first and len(flags) == 1:
+        message = flags.pop() + message[first.end() :]
     return f"{message} (from {', '.join(sources)})" if sources else message

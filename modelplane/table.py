@@ -103,8 +103,11 @@ def _version_changes(old: Version | None, new: Version | None) -> Iterable[str]:
 
 
 def _conditions(picture: Picture) -> Iterable[str]:
+    same: defaultdict[str, list[str]] = defaultdict(list)
     for name, record in picture.instances.items():
-        yield from (f"{name}: {condition.name}: {condition.text}" for condition in record.conditions)
+        for condition in record.conditions:
+            same[f"{condition.name}: {condition.text}"].append(name)
+    return (f"{listed(names)}: {said}" for said, names in same.items())
 
 
 def _reasons(picture: Picture) -> Iterable[str]:

@@ -97,14 +97,14 @@ class DrainWait:
             return ("the control planes, to register again in an etcd that lost its data",)
         if not self._planes and any(self._left.values()):
             return tuple(
-                f"control plane {replica}: it has gone, and its {left} Envoys have not found another one yet"
+                f"control plane {replica}: it has gone, and {_envoys(left, *_OF_IT)} not found another one yet"
                 for replica, left in sorted(self._left.items())
                 if left
             )
         reasons = [(replica, self._reason(plane)) for replica, plane in sorted(self._planes.items())]
         if (missing := self._most_envoys - self._envoys() - self._away()) > 0:
             reasons += [
-                (replica, f"it has gone, and {missing} Envoys have not found another one yet")
+                (replica, f"it has gone, and {_envoys(missing, 'has', 'have')} not found another one yet")
                 for replica in sorted(self._gone)
             ]
         return tuple(f"control plane {replica}: {reason}" for replica, reason in reasons if reason)
@@ -132,7 +132,7 @@ class DrainWait:
     def unheard(self) -> str:
         """Why it is not known that nothing is in flight, though nobody is waited for; empty: all have said so."""
         missing = max(0, self._expected - self._envoys() - self._away())
-        given_up = f"{missing} Envoys that had lost their control plane were not heard of again" if missing else ""
+        given_up = f"{_envoys(missing, *_LOST)} not heard of again" if missing else ""
         if not self._planes:
             return f"no control plane is registered{f', and {given_up}' if given_up else ''}"
         return given_up
@@ -154,17 +154,18 @@ class DrainWait:
             return "its record can't be read"
         named = f" ({', '.join(plane.behind)})" if plane.behind else ""
         if plane.converged_revision < self.revision:
-            away = f" and {plane.away} that are away" if plane.away else ""
+            away = f"and {plane.away} that {'is' if plane.away == 1 else 'are'} away are" if plane.away else ""
+            verbs = (away, away) if away else ("is", "are")
             return (
-                f"its {plane.envoys} Envoys{away} are at revision {plane.converged_revision} of {self.revision}{named}"
+                f"its {_envoys(plane.envoys, *verbs)} at revision {plane.converged_revision} of {self.revision}{named}"
             )
         if plane.envoys == 0 and plane.away == 0:
             return ""
         in_flight = self._in_flight(plane)
         if in_flight is None:
-            away = f", and {plane.away} are away" if plane.away else ""
+            away = f", and {plane.away} {'is' if plane.away == 1 else 'are'} away" if plane.away else ""
             return f"its Envoys have not reported their load yet{away}{named}"
-        return f"{in_flight} requests in flight" if in_flight else ""
+        return f"{in_flight} request{'s' * (in_flight != 1)} in flight" if in_flight else ""
 
     def _told(self, plane: PlaneRecord | None) -> bool:
         """Whether all of its Envoys have acknowledged the drain and said what is in flight."""
@@ -179,6 +180,15 @@ class DrainWait:
         if self._servables and all(one in counts for one in self._servables):
             return sum(counts[one] for one in self._servables)
         return plane.draining.get(self._instance)
+
+
+_OF_IT = ("of it has", "of it have")
+_LOST = ("that had lost its control plane was", "that had lost their control plane were")
+
+
+def _envoys(count: int, one: str, many: str) -> str:
+    """So many Envoys and what they do: `1 Envoy is`, `2 Envoys are`."""
+    return f"1 Envoy {one}" if count == 1 else f"{count} Envoys {many}"
 
 
 def _listed(value: bytes) -> int:

@@ -65,7 +65,9 @@ def model(text: str) -> DrainRecord:
         (ALL, {"b": model("m@1")}, {"c"}, ("m",)),
         (ALL, {"b": model("m@2"), "c": model("n")}, {"b"}, ("n",)),
         (model("m"), {"c": ALL}, {"b"}, ()),
-        (model("m@1"), {"b": ALL}, set(), ()),
+        (model("m@1"), {}, set(), ()),
+        (model("m@1"), {"b": ALL}, set(), ("version 1 of m",)),
+        (DrainRecord(targets_of(["n", "n@1"])), {"c": ALL}, set(), ("n",)),
     ],
 )
 def test_what_is_left_of_the_models(
@@ -157,7 +159,7 @@ def test_an_instance_is_drained_when_its_monitor_says_so() -> None:
     world.ready(1, ReadyState.DRAINING)
     began = world.revision
     world.plane(began - 1, behind=("envoy-a",))
-    assert world.waiting == f"control plane p: its 1 Envoys are at revision {began - 1} of {began} (envoy-a)"
+    assert world.waiting == f"control plane p: its 1 Envoy is at revision {began - 1} of {began} (envoy-a)"
     world.plane(began, a=3)
     assert world.waiting == "control plane p: 3 requests in flight"
     world.plane(began, a=0)

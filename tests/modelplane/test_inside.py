@@ -194,15 +194,16 @@ def test_all_about_a_model() -> None:
 def test_conditions_of_a_model_and_of_the_instances_that_hold_it() -> None:
     frozen = Condition("OtherModelsFrozen", "new versions are not seen")
     missing = Condition("BasePathMissing", "model late: /late is not there", "late")
+    broken = Condition("LoadFailed", "model m: broken", "m")
     instances = {
-        "i-0": replace(PICTURE.instances["i-0"], conditions=(missing, frozen)),
-        "i-1": replace(PICTURE.instances["i-1"], conditions=(Condition("LoadFailed", "model m: broken", "m"),)),
+        "i-0": replace(PICTURE.instances["i-0"], conditions=(missing, frozen, broken)),
+        "i-1": replace(PICTURE.instances["i-1"], conditions=(broken,)),
     }
     picture = replace(PICTURE, instances=instances)
     lines = texts(describe(picture, "m", Pages()))
     assert lines[lines.index("CONDITIONS") + 1 :] == [
         "i-0: OtherModelsFrozen: new versions are not seen",
-        "i-1: LoadFailed: model m: broken",
+        "i-0, i-1: LoadFailed: model m: broken",
     ]
     # A model of which no server holds a version: the condition is all that there is to tell.
     assert texts(describe(picture, "late", Pages())) == [

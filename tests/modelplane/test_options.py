@@ -85,11 +85,11 @@ def test_file_below_environment_and_the_commands_table_above_the_shared_keys(tmp
         ([], {"MODELPLANE_REPLICAS": "many"}, "environment variable MODELPLANE_REPLICAS: 'many' is not a whole number"),
         ([], {"MODELPLANE_EAGER": "maybe"}, "environment variable MODELPLANE_EAGER: 'maybe' is not true or false"),
         (["--server", "best"], {}, "--server: 'best' is none of auto, stand-in"),
-        (["--ttl", "0"], {}, "ttl: 0.0 is not above 0; give a number of seconds (from --ttl)"),
+        (["--ttl", "0"], {}, "--ttl: 0.0 is not above 0; give a number of seconds (from --ttl)"),
         (
             [],
             {"MODELPLANE_TTL": "-1"},
-            "ttl: -1.0 is not above 0; give a number of seconds (from environment variable MODELPLANE_TTL)",
+            "--ttl: -1.0 is not above 0; give a number of seconds (from environment variable MODELPLANE_TTL)",
         ),
         (["--tt", "1"], {}, "unrecognized arguments: --tt 1 (see modelplane serve --help)"),
         (["--config", "/nowhere.toml"], {}, "--config: can't read /nowhere.toml: No such file or directory"),

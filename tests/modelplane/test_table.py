@@ -133,6 +133,14 @@ def test_a_lost_registry_is_said_and_the_last_picture_stays() -> None:
     assert "digits  1        yes     ready on tfs-0" in lines
 
 
+def test_a_condition_that_several_instances_have_is_told_once() -> None:
+    record = InstanceRecord(
+        "127.0.0.1", 1, conditions=(Condition("LoadFailed", "model m version 2: no variables", "m"),)
+    )
+    made = fleet({KEYS.make(InstanceKey(name)): encode_instance(record) for name in ("tfs-0", "tfs-1")})
+    assert table(made.picture(5.0))[-2:] == ["CONDITIONS", "tfs-0, tfs-1: LoadFailed: model m version 2: no variables"]
+
+
 def test_changes_are_told_in_the_order_of_names() -> None:
     names = [f"tfs-{number}" for number in range(10)]
     picture = fleet(*(instance(name) for name in reversed(names))).picture(5.0)

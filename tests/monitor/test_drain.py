@@ -48,7 +48,10 @@ def test_envoys_of_a_control_plane_that_had_gone_before_are_waited_for(listed: b
     nodes = KEYS.make(NodesKey("a"))
     wait = DrainWait("i", REVISION, KEYS)
     wait.apply({nodes: listed}, (), 0.0)
-    assert wait.waiting() == (f"control plane a: it has gone, and its {left} Envoys have not found another one yet",)
+    assert wait.waiting() == (
+        f"control plane a: it has gone, and {'1 Envoy of it has' if left == 1 else '2 Envoys of it have'} not found "
+        "another one yet",
+    )
     wait.apply({key("a"): encode_plane(PlaneRecord(REVISION, envoys=1, draining={"i": 2}))}, (), 1.0)
     assert wait.waiting() == ("control plane a: 2 requests in flight",), "it is back, and says itself"
     back = DrainWait("i", REVISION, KEYS)
@@ -65,7 +68,7 @@ def test_a_drain_that_nobody_has_seen_says_so() -> None:
     wait.apply({nodes: b'{"connected":{"7":"envoy-a"}}'}, (), 0.0)
     wait.apply({}, [nodes], 30.0)
     assert wait.waiting() == ()
-    assert "no control plane is registered, and 1 Envoys" in wait.unheard()
+    assert "no control plane is registered, and 1 Envoy that" in wait.unheard()
 
 
 def test_envoys_of_a_lost_control_plane_that_nobody_has_heard_of_again_are_told() -> None:
@@ -77,7 +80,7 @@ def test_envoys_of_a_lost_control_plane_that_nobody_has_heard_of_again_are_told(
     wait.apply({key("b"): encode_plane(done)}, (), 31.0)
     wait.give_up(31.0)
     assert wait.waiting() == ()
-    assert wait.unheard().startswith("1 Envoys that had lost their control plane were not heard of again")
+    assert wait.unheard().startswith("1 Envoy that had lost its control plane was not heard of again")
     wait.apply({key("b"): encode_plane(replace(done, envoys=3))}, (), 32.0)
     assert wait.unheard() == ""
 
@@ -123,8 +126,8 @@ def test_but_not_for_ever() -> None:
         (PlaneRecord(100, envoys=1), "its Envoys have not reported their load yet"),
         (PlaneRecord(100, envoys=1, draining={"other": 0}), "its Envoys have not reported their load yet"),
         (PlaneRecord(150, envoys=1, draining={"i": 3}), "3 requests in flight"),
-        (PlaneRecord(99, away=1), "its 0 Envoys and 1 that are away are at revision 99 of 100"),
-        (PlaneRecord(100, away=1), "its Envoys have not reported their load yet, and 1 are away"),
+        (PlaneRecord(99, away=1), "its 0 Envoys and 1 that is away are at revision 99 of 100"),
+        (PlaneRecord(100, away=1), "its Envoys have not reported their load yet, and 1 is away"),
     ],
 )
 def test_who_is_waited_for(plane: PlaneRecord, reason: str) -> None:
@@ -148,7 +151,7 @@ def test_every_replica_counts_and_one_that_goes_does_not() -> None:
 def test_the_envoys_of_a_control_plane_that_goes_are_waited_for_until_they_are_with_another_one() -> None:
     wait = wait_for(a=PlaneRecord(100, envoys=1, draining={"i": 2}), b=PlaneRecord(100))
     wait.apply({}, [key("a")], 5.0)
-    assert wait.waiting() == ("control plane a: it has gone, and 1 Envoys have not found another one yet",)
+    assert wait.waiting() == ("control plane a: it has gone, and 1 Envoy has not found another one yet",)
     wait.apply({key("b"): encode_plane(PlaneRecord(100, envoys=1))}, (), 6.0)
     assert wait.waiting() == ("control plane b: its Envoys have not reported their load yet",)
     wait.apply({key("b"): encode_plane(PlaneRecord(100, envoys=1, draining={"i": 0}))}, (), 6.5)
@@ -169,9 +172,9 @@ def test_the_envoys_of_a_control_plane_that_goes_are_not_waited_for_for_ever() -
 def test_an_envoy_that_was_away_when_the_control_plane_that_waited_for_it_went_is_not_forgotten() -> None:
     wait = wait_for(a=PlaneRecord(99, away=1), b=PlaneRecord(100))
     wait.apply({}, [key("a")], 0.0)
-    assert wait.waiting() == ("control plane a: it has gone, and 1 Envoys have not found another one yet",)
+    assert wait.waiting() == ("control plane a: it has gone, and 1 Envoy has not found another one yet",)
     wait.apply({key("b"): encode_plane(PlaneRecord(99, away=1))}, (), 1.0)
-    assert wait.waiting() == ("control plane b: its 0 Envoys and 1 that are away are at revision 99 of 100",)
+    assert wait.waiting() == ("control plane b: its 0 Envoys and 1 that is away are at revision 99 of 100",)
     wait.apply({key("b"): encode_plane(PlaneRecord(100, envoys=1, draining={"i": 0}))}, (), 2.0)
     assert wait.waiting() == ()
 

@@ -244,7 +244,7 @@ async def test_sigterm_drains_and_leaves_the_server_alone(
         await eventually(lambda: _has(registry, ("m", 1), DRAINING), "DRAINING")
         revision = await registry.revision()
         # The log of progress is the proof that it waits: nothing else can be seen of a monitor that does nothing.
-        await eventually(lambda: "its 1 Envoys are at revision 1 of" in monitor.output, "progress")
+        await eventually(lambda: "its 1 Envoy is at revision 1 of" in monitor.output, "progress")
         await registry.plane("p", PlaneRecord(revision, envoys=1, draining={"i": 2}))
         await eventually(lambda: "waiting for control plane p: 2 requests in flight" in monitor.output, "progress")
         assert monitor.alive()
