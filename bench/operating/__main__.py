@@ -61,15 +61,14 @@ def canary_report(found: Sequence[Canary]) -> str:
 
 
 async def _run(args: argparse.Namespace, stack: Stack, say: Callable[[str], None]) -> tuple[str, bool]:
+    hosts = [f"i{number}" for number in range(args.instances or {"rolling": 4, "canary": 2}[args.what])]
+    for host in hosts:
+        stack.start_managed(host)
     if args.what == "rolling":
-        upgrade = await rolling(
-            stack, instances=args.instances or 4, models=args.models, moves=args.moves, clients=args.clients, say=say
-        )
+        upgrade = await rolling(stack, hosts, models=args.models, moves=args.moves, clients=args.clients, say=say)
         return rolling_report(upgrade), not upgrade.faults
     faults = tuple(args.faults)
-    found = await canaries(
-        stack, instances=args.instances or 2, times=args.times, clients=args.clients, faults=faults, say=say
-    )
+    found = await canaries(stack, hosts, times=args.times, clients=args.clients, faults=faults, say=say)
     return canary_report(found), all(one.right for one in found)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,9 @@ def new_version(fault: str, base: Path) -> None:
         saved_models.half_plus_two(base, 2, b=2.5 if fault == "wrong" else 2.0)
 
 
-async def canary(stack: Stack, operator: Operator, hosts: list[str], name: str, fault: str, *, clients: int) -> Canary:
+async def canary(
+    stack: Stack, operator: Operator, hosts: Sequence[str], name: str, fault: str, *, clients: int
+) -> Canary:
     """One model, from its first version to the end of the rollout of its second."""
     base = stack.folder / "models" / name
     saved_models.half_plus_two(base, 1)
@@ -83,17 +85,14 @@ async def canary(stack: Stack, operator: Operator, hosts: list[str], name: str, 
 
 async def canaries(
     stack: Stack,
+    hosts: Sequence[str],
     *,
-    instances: int,
     times: int,
     clients: int,
     faults: tuple[str, ...],
     say: Callable[[str], None] = print,
 ) -> list[Canary]:
-    """Each fault `times` times, each with a model of its own."""
-    hosts = [f"i{number}" for number in range(instances)]
-    for host in hosts:
-        stack.start_managed(host)
+    """Each fault `times` times, each with a model of its own, on managed instances that were started."""
     operator = Operator(stack.etcd.endpoint, stack.folder)
     found = []
     for number in range(times):

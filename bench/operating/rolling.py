@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,17 +34,20 @@ class Rolling:
 
 
 async def rolling(
-    stack: Stack, *, instances: int, models: int, moves: int, clients: int = 2, say: Callable[[str], None] = print
+    stack: Stack,
+    hosts: Sequence[str],
+    *,
+    models: int,
+    moves: int,
+    clients: int = 2,
+    say: Callable[[str], None] = print,
 ) -> Rolling:
-    """`moves` changes of all models at once, each waited for."""
+    """`moves` changes of all models at once, each waited for, on managed instances that were started."""
     names = [f"m{number}" for number in range(models)]
-    hosts = [f"i{number}" for number in range(instances)]
     bases = {name: stack.folder / "models" / name for name in names}
     for base in bases.values():
         for version in (1, 2):
             saved_models.half_plus_two(base, version, b=float(version))
-    for host in hosts:
-        stack.start_managed(host)
     operator = Operator(stack.etcd.endpoint, stack.folder)
     await _apply(operator, bases, 1)
     await stack.until_ready(*(ReadyKey(name, 1, host) for name in names for host in hosts))
