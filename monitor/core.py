@@ -8,7 +8,7 @@ known of the instance stands in its `instances/` record, so that "why is it not 
 How one version goes (states as in facts of TF Serving: they only ever rise while one load lasts, so a state that falls
 is a new load and has to be proved again; END stays listed for the life of the server):
 
-    START, LOADING              -> key LOADING (announced: the model is known, this is no endpoint)
+    START, LOADING              -> key LOADING (announced: the model is known, this is no endpoint); none if `removed`
     AVAILABLE, not yet proved   -> key LOADING, probe
     AVAILABLE, proved/trusted   -> key READY, and probed again now and then
     AVAILABLE, fails by now     -> key FAILING: an endpoint only where there is no better one (proof_course.py)
@@ -169,6 +169,10 @@ class MonitorCore:
     def report(self, source: str, conditions: Iterable[Condition]) -> None:
         """The troubles that `source` sees now, in place of those that it saw before."""
         self._keys.report(source, conditions)
+
+    def removed(self, versions: Mapping[str, frozenset[int]]) -> None:
+        """By model: what the server goes on loading though it is gone from its disk. It is announced no longer."""
+        self._keys.unannounce(versions)
 
     def distrust(self, why: str) -> None:
         """Somebody else finds the server unwell, as `why` says: it is a last resort until this is empty again."""

@@ -61,6 +61,7 @@ class InstanceKeys:
         self._notice = ""
         self._conditions: dict[str, tuple[Condition, ...]] = {}
         self._distrusted = ""
+        self._removed: Mapping[str, frozenset[int]] = {}
         self.touched = True
         """`changes` is worth a call."""
         self._dirty: set[str] = set()
@@ -102,6 +103,21 @@ class InstanceKeys:
         if found != self._conditions.get(source, ()):
             self._conditions[source], self.touched = found, True
 
+    def unannounce(self, versions: Mapping[str, frozenset[int]]) -> None:
+        """See MonitorCore.removed."""
+        before, self._removed = self._removed, dict(versions)
+        for name in before.keys() | versions.keys():
+            if before.get(name) != versions.get(name):
+                self.touch(name)
+        for name, gone in versions.items():
+            for version in sorted(gone - before.get(name, frozenset())):
+                log.info(
+                    "model %s version %d on %s: gone from disk while the server was loading it",
+                    name,
+                    version,
+                    self._instance,
+                )
+
     def distrust(self, why: str) -> None:
         """See MonitorCore."""
         if why != self._distrusted:
@@ -142,7 +158,7 @@ class InstanceKeys:
             state = self._ready_state(version)
             if held := self._wished.ready_state(model.watched.name, number, version):
                 state = held
-            elif state is ReadyState.LOADING and self._wished.leaves(model.watched.name, number):
+            elif state is ReadyState.LOADING and self._will_not_come(model.watched.name, number, version):
                 state = None
             elif state is None and not self.draining and bridges_a_swap(model, version):
                 state = ReadyState.READY
@@ -153,6 +169,10 @@ class InstanceKeys:
             standing = self.inherited.standing(model).items()
             keys |= {key: record for key, record in standing if not self._wished.covers(key.model, key.version)}
         return keys
+
+    def _will_not_come(self, model: str, number: int, version: KnownVersion) -> bool:
+        removed = version.state in _ANNOUNCED and number in self._removed.get(model, ())
+        return removed or self._wished.leaves(model, number)
 
     def _ready_state(self, version: KnownVersion) -> ReadyState | None:
         if version.ready and self.draining:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 
 from monitor.core import MonitorCore
 from monitor.disk import Look, look
+from monitor.removed import Removed
 from monitor.servables import Policy
 from monitor.server_flags import ServerFlags
 from monitor.threads import in_daemon_thread
@@ -57,6 +58,7 @@ class TrapWatch:
         owned = flags is not None
         self._traps = Traps(Told(core.instance), flags, Limits.of(flags or ServerFlags()), owned=owned)
         self._disk = DiskWatch()
+        self._removed = Removed()
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -73,6 +75,8 @@ class TrapWatch:
         paths = {model.base_path: model.policy for model in answers if model.base_path}
         self._disk.looks(paths, now)
         self._core.report("traps", self._traps.conditions(answers, self._disk.latest, now))
+        looks = self._disk.latest if self._traps.one_disk else {}
+        self._core.removed(self._removed.find(answers, looks))
         self._seen()
 
 

@@ -106,6 +106,8 @@ class Traps:
     flags: ServerFlags | None = None
     limits: Limits = field(default_factory=Limits)
     owned: bool = False
+    one_disk: bool = False
+    """Whether what was looked at last is what the server sees too."""
     _shared: bool = False
     _since: dict[ConditionKey, float] = field(default_factory=dict)
 
@@ -124,6 +126,7 @@ class Traps:
         self._shared = self._shared or any(_holds(model, answer, looks) for model, answer in answers.items())
         # A command can start a server in a container, with another disk: then something gets AVAILABLE that isn't here.
         shared = self._shared or (self.owned and not any(map(_serves, answers.values())))
+        self.one_disk = shared
         seen = looks if shared else {}
         views = [_View(model, answer, seen.get(model.base_path)) for model, answer in answers.items()]
         missing = [view for view in views if view.missing]
