@@ -19,6 +19,7 @@ from modelplane.quarantine import quarantine
 from modelplane.table import listed, rest_address
 from registry.addresses import join_address
 from registry.records import InstanceRecord
+from registry.traffic import TrafficRecord
 
 _NOT_SAID = "-"
 
@@ -51,7 +52,7 @@ def describe(picture: Picture, model: str, pages: Pages, view: PolicyView | None
     model."""
     versions = find(picture, model, view.kept if view else ())
     return [
-        *_head(model, versions, pages.envoys),
+        *_head(model, versions, pages.envoys, view.traffic.get(model) if view else None),
         *(told_policy(view, model) if view else ()),
         *_instances(picture, versions),
         *_reasons(versions),
@@ -64,18 +65,29 @@ def describe(picture: Picture, model: str, pages: Pages, view: PolicyView | None
     ]
 
 
-def _head(model: str, versions: Sequence[Version], envoys: Iterable[Report]) -> list[Line]:
+def _head(
+    model: str, versions: Sequence[Version], envoys: Iterable[Report], traffic: TrafficRecord | None
+) -> list[Line]:
     served = next((row.version for row in versions if row.served), None)
     lines = [Line(f"MODEL {model}")]
     if served is None:
         lines.append(Line("No version is served: no instance answers for any.", Tone.BAD))
     else:
-        others = [str(row.version) for row in versions if not row.served and _ready(row)]
+        drawn = {version: parts for version, parts in traffic.weights.items() if parts} if traffic else {}
+        others = [str(row.version) for row in versions if not (row.served or row.version in drawn) and _ready(row)]
         also = f"; requests may name {listed(others)} too" if others else ""
-        lines.append(Line(f"A request that names no version gets version {served}{also}."))
+        lines.append(Line(f"A request that names no version gets {_drawn(served, drawn)}{also}."))
         if not any(_ready(row) for row in versions if row.served):
             lines.append(Line(f"But no instance is ready for version {served}.", Tone.BAD))
     return lines + [_plane(report) for report in envoys if not report.error]
+
+
+def _drawn(served: int, parts: Mapping[int, int]) -> str:
+    """`version 3`, or by weight `version 3 (90%) or 4 (10%)`."""
+    if len(parts) < 2:
+        return f"version {served}"
+    shares = (f"{version} ({100 * parts[version] / sum(parts.values()):.3g}%)" for version in sorted(parts))
+    return f"version {' or '.join(shares)}"
 
 
 def _plane(report: Report) -> Line:

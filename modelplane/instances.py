@@ -40,7 +40,8 @@ def instances(picture: Picture, *, wide: bool = False) -> list[Line]:
     if not rows:
         return [Line("The registry knows no instance.")]
     head = ["INSTANCE", "STATE", "MODELS", "ZONE", "CAPACITY", "IN FLIGHT", "REQ/S", "LATENCY", "QUEUE"]
-    more = ["BY ENVOYS", "GRPC", "REST", "ERRORS/S", "MONITOR", "CONDITIONS", "DETAIL"] if wide else []
+    more = ["BY ENVOYS", "GRPC", "REST", "ERRORS/S", "MONITOR", "MANAGED", "MEMORY", "LABELS", "CONDITIONS", "DETAIL"]
+    more = more if wide else []
     cells = [[*_cells(row), *(_more(row) if wide else [])] for row in rows]
     tones = [_TONES.get(row.record.state, Tone.WAITING) for row in rows]
     lines = block([*head, *more], cells, tones)[1:]
@@ -88,9 +89,9 @@ def _cells(row: _Row) -> list[str]:
         record.zone or "-",
         str(record.capacity),
         _in_flight(row),
-        "-" if load is None else f"{load.requests:g}",
+        "-" if load is None else _figure(load.requests),
         "-" if load is None or not load.latency else _seconds(load.latency),
-        "-" if load is None or load.queued is None else f"{load.queued:g}",
+        "-" if load is None or load.queued is None else _figure(load.queued),
     ]
 
 
@@ -98,7 +99,7 @@ def _in_flight(row: _Row) -> str:
     if row.draining is not None:
         return f"{row.draining} to end"
     if row.load is not None:
-        return f"{row.load.in_flight:g}"
+        return _figure(row.load.in_flight)
     return "-" if row.by_envoys is None else str(row.by_envoys)
 
 
@@ -108,8 +109,11 @@ def _more(row: _Row) -> list[str]:
         "-" if row.by_envoys is None else str(row.by_envoys),
         join_address(record.address, record.grpc_port),
         rest_address(record.address, record.rest_port),
-        "-" if row.load is None else f"{row.load.errors:g}",
+        "-" if row.load is None else _figure(row.load.errors),
         record.monitor_version or "-",
+        "yes" if record.managed else "no",
+        f"{record.memory / 2**20:,.0f} MiB" if record.memory else "-",
+        ",".join(f"{name}={value}" for name, value in record.labels.items()) or "-",
         _conditions(row),
         record.detail or "-",
     ]
@@ -117,6 +121,11 @@ def _more(row: _Row) -> list[str]:
 
 def _conditions(row: _Row) -> str:
     return ", ".join(dict.fromkeys(condition.name for condition in row.record.conditions)) or "-"
+
+
+def _figure(value: float) -> str:
+    """A load is a mean of some seconds: what is below a hundredth says nothing, and would make the columns too wide."""
+    return f"{round(value, 2):g}"
 
 
 def _seconds(value: float) -> str:
@@ -144,6 +153,9 @@ def _document(row: _Row) -> dict[str, Any]:
         "state": record.state,
         "detail": record.detail,
         "monitor_version": record.monitor_version,
+        "managed": record.managed,
+        "labels": dict(record.labels),
+        "memory": record.memory or None,
         "models": {"ready": row.ready, "known": row.known},
         "load": figures,
         "in_flight_by_envoys": row.by_envoys,

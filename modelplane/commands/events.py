@@ -104,7 +104,8 @@ def _of(entries: Mapping[str, bytes], keyspace: Keyspace, model: str) -> dict[st
 def _cells(event: Event) -> tuple[str, ...]:
     version = "" if event.version is None else f"@{event.version}"
     about = " on ".join(part for part in (f"{event.model}{version}", event.instance) if part)
-    by = f" (by {event.by})" if event.by else ""
+    # Of whom else; that the leader did what leaders do is in the JSON.
+    by = f" (by {event.by})" if event.by and not event.by.startswith("leader ") else ""
     return when(event.at), event.kind, about or "-", f"{event.text}{by}"
 
 

@@ -86,12 +86,12 @@ async def _wait(fleet: FleetConfig, config: RolloutStatusConfig, model: str) -> 
     try:
         async with asyncio.timeout(config.deadline or None), aclosing(watch_fleet(fleet, view)) as pictures:
             async for found in _of(pictures, view, model):
+                if found.verdict is not Verdict.WAITING:
+                    break
                 if config.output == "text" and not screen.live and found.head != head:
                     screen.line(found.head)
                 head = found.head
                 screen.block([line.text for line in found.lines])
-                if found.verdict is not Verdict.WAITING:
-                    break
     except TimeoutError:
         sys.stderr.write(f"modelplane rollout status: not done after {config.deadline:g} s\n")
     screen.block([])

@@ -99,6 +99,7 @@ def versions(picture: Picture, view: PolicyView, name: str = "", *, wide: bool =
             "version": row.version,
             "served": row.served,
             "traffic": share,
+            "share": _part(view, row),
             "labels": labels,
             "ready": ready,
             "instances": {one: holding.state for one, holding in row.holdings.items()},
@@ -121,11 +122,16 @@ def _state(row: Version, disk: list[str], *, wide: bool) -> str:
 
 
 def _share(view: PolicyView, row: Version) -> str:
+    part = _part(view, row)
+    return f"{100 * part:.3g}%" if part else "-"
+
+
+def _part(view: PolicyView, row: Version) -> float:
+    """Of the requests that name no version, 0 to 1."""
     traffic = view.traffic.get(row.model)
     if traffic is None:
-        return "100%" if row.served else "-"
-    parts = traffic.weights.get(row.version, 0)
-    return f"{100 * parts / sum(traffic.weights.values()):.3g}%" if parts else "-"
+        return float(row.served)
+    return traffic.weights.get(row.version, 0) / sum(traffic.weights.values())
 
 
 def _short(row: Version) -> str:
@@ -147,11 +153,14 @@ def _ready(rows: list[Version]) -> str:
 
 
 def _phase(view: PolicyView, model: str) -> str:
-    rollout = view.rollouts.get(model)
+    rollout, kept = view.rollouts.get(model), view.kept.get(model)
+    paused = ", paused" if kept and kept.policy and kept.policy.paused else ""
     if rollout is None:
-        return "-"
+        return paused.removeprefix(", ") or "-"
+    # A rollout that is at a halt is PAUSED by itself.
+    paused = "" if rollout.phase is Phase.PAUSED else paused
     step = f" {rollout.step}/{rollout.steps}" if rollout.phase is Phase.STEPPING and rollout.steps else ""
-    return f"{rollout.phase.lower().replace('_', ' ')}{step}"
+    return f"{rollout.phase.lower().replace('_', ' ')}{step}{paused}"
 
 
 def _tone(view: PolicyView, model: str) -> Tone:

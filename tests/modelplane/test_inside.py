@@ -15,8 +15,11 @@ from modelplane.fleet import Holding, Picture, State, Version
 from modelplane.lines import Line, Tone, show
 from modelplane.lost_leases import lost_leases
 from modelplane.planes import Plane, Report, resource_page
+from modelplane.policies.view import PolicyView
 from modelplane.quarantine import all_quarantined
+from registry.keys import Keyspace
 from registry.records import Condition, InstanceRecord, PlaneRecord
+from registry.traffic import TrafficRecord
 
 
 def type_of(**changed: Any) -> dict[str, Any]:
@@ -139,6 +142,12 @@ def refusals(name: str, *rows: dict[str, Any]) -> Report:
 
 def endpoint(**changed: str) -> dict[str, Any]:
     return {"endpoint": {}, **changed}
+
+
+def test_the_head_tells_by_what_shares_a_version_is_drawn() -> None:
+    view = PolicyView(Keyspace(), traffic={"m": TrafficRecord({1: 90, 3: 10, 2: 0})})
+    said = texts(describe(PICTURE, "m", Pages(), view))[1]
+    assert said == "A request that names no version gets version 1 (90%) or 3 (10%)."
 
 
 def test_all_about_a_model() -> None:

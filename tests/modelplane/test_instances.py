@@ -34,6 +34,9 @@ def fleet() -> Fleet:
         state=InstanceState.SERVING,
         servables=(GOOD, BAD),
         conditions=(Condition("ReloadBlocked", "since long"), Condition("ReloadBlocked", "and another")),
+        managed=True,
+        labels={"gpu": "a100"},
+        memory=2**30,
     )
     two = InstanceRecord("10.0.0.2", 8500, state=InstanceState.DRAINING, servables=(GOOD,))
     entries = {
@@ -41,7 +44,7 @@ def fleet() -> Fleet:
         KEYS.make(InstanceKey("two")): encode_instance(two),
         KEYS.make(ReadyKey("m", 1, "one")): encode_ready(ReadyRecord(ReadyState.READY, "10.0.0.1", 8500)),
         KEYS.make(ReadyKey("m", 1, "two")): encode_ready(ReadyRecord(ReadyState.DRAINING, "10.0.0.2", 8500)),
-        KEYS.make(LoadKey("one")): encode_load(LoadRecord(3.25, 120.0, 0.5, 0.027)),
+        KEYS.make(LoadKey("one")): encode_load(LoadRecord(0.000457, 120.0, 0.5, 0.027)),
         KEYS.make(PlaneKey("a")): encode_plane(PlaneRecord(7, draining={"two": 2})),
         KEYS.make(PlaneKey("b")): encode_plane(PlaneRecord(7, draining={"two": 1})),
     }
@@ -56,7 +59,7 @@ def test_a_line_for_each() -> None:
     assert lines[3:] == ["", "CONDITIONS", "one: ReloadBlocked"]
     head, one, two = (line.split() for line in lines[:3])
     assert head[:5] == ["INSTANCE", "STATE", "MODELS", "ZONE", "CAPACITY"]
-    assert one == ["one", "serving", "1", "of", "2", "eu-1", "4", "3.25", "120", "27", "ms", "-"]
+    assert one == ["one", "serving", "1", "of", "2", "eu-1", "4", "0", "120", "27", "ms", "-"]
     assert two == ["two", "draining", "0", "of", "1", "-", "1", "3", "to", "end", "-", "-", "-"]
 
 
@@ -64,11 +67,13 @@ def test_wide_and_json_tell_more() -> None:
     wide = instances(fleet().picture(0.0), wide=True)
     assert "10.0.0.1:8501" in wide[1].text
     assert "ReloadBlocked" in wide[1].text
+    assert "yes      1,024 MiB  gpu=a100" in wide[1].text
     assert len(wide) == 3
     first, second = documents(fleet().picture(0.0))
     assert first["models"] == {"ready": 1, "known": 2}
     assert first["load"]["latency_seconds"] == 0.027
     assert first["load"]["queued"] is None
+    assert (first["managed"], first["labels"], first["memory"]) == (True, {"gpu": "a100"}, 2**30)
     assert (second["load"], second["draining_in_flight"]) == (None, 3)
 
 
