@@ -287,7 +287,10 @@ def _hosts(envoy: Envoy) -> dict[tuple[str, int], tuple[str, int]]:
     found: dict[tuple[str, int], tuple[str, int]] = {}
     for cluster in json.loads(envoy.admin("/clusters?format=json")).get("cluster_statuses", ()):
         for host in cluster.get("host_statuses", ()):
-            port = host["address"]["socket_address"]["port_value"]
+            where = host["address"].get("socket_address")
+            if where is None:  # the listener that copies go to is inside of Envoy
+                continue
+            port = where["port_value"]
             active = {stat["name"]: int(stat.get("value", 0)) for stat in host.get("stats", ())}.get("rq_active", 0)
             found[cluster["name"], port] = host["health_status"].get("eds_health_status", ""), active
     return found
