@@ -54,7 +54,7 @@ def routing_of(model: Model, served_by: Callable[[str], int | None]) -> Routing 
 
 def _traffic(model: Model, traffic: Traffic, served_by: Callable[[str], int | None]) -> dict[str, str]:
     parts = {}
-    if model.pinned:
+    if model.pinned and traffic.weights:
         parts["weights"] = ",".join(f"{version}*{weight}" for version, weight in traffic.weights)
         if len(traffic.weights) > 1 and _HEADER_NAME.fullmatch(traffic.sticky_by):
             parts["sticky"] = traffic.sticky_by

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 
 import pytest
 
 from model_server.command import FAILURE, main
 from model_server.flags import Flags, UsageError, parse, usage
+from tests.support.processes import free_port
 
 
 def test_defaults_are_the_real_servers() -> None:
@@ -57,6 +60,9 @@ def test_help_names_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(f"--{name}=" in printed for name in Flags.__dataclass_fields__)
 
 
-def test_no_model_says_what_to_set(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([]) == FAILURE
-    assert "--model_base_path=/absolute/path" in capsys.readouterr().out
+def test_no_model_says_what_to_set() -> None:
+    # A process of its own, for it ends with os._exit where there are other threads.
+    command = [sys.executable, "-m", "model_server", f"--port={free_port()}"]
+    said = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert said.returncode == FAILURE
+    assert "--model_base_path=/absolute/path" in said.stdout
