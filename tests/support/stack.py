@@ -14,7 +14,8 @@ from typing import Any
 
 from control_plane.envoy_files import render_bootstrap
 from registry.etcd import EtcdClient, EtcdConfig
-from registry.keys import InstanceKey, Keyspace, PlaneKey, ReadyKey
+from registry.keys import InstanceKey, Keyspace, LeaderKey, PlaneKey, ReadyKey
+from registry.leaders import decode_leader
 from registry.records import InstanceRecord, PlaneRecord, ReadyRecord, decode_instance, decode_plane, decode_ready
 from tests.support.envoy import Envoy
 from tests.support.etcd import Etcd
@@ -67,19 +68,24 @@ class Registry:
 class Stack:
     """Start parts one by one; `close` ends them all, by the pids that it started."""
 
-    def __init__(self, folder: Path, plane_flags: tuple[str, ...] = ()) -> None:
-        """`plane_flags`: what every control plane of this stack is told besides."""
+    def __init__(self, folder: Path, plane_flags: tuple[str, ...] = (), replicas: int = 1) -> None:
+        """`plane_flags`: what every control plane of this stack is told besides; `replicas`: how many there are, which
+        Envoy knows from the start: plane-0, plane-1, …"""
         self.folder = folder
         self._plane_flags = plane_flags
         folder.mkdir(parents=True, exist_ok=True)
         self.grpc_port, self.rest_port = free_port(), free_port()
-        self.xds_port, self.http_port, self.admin_port = free_port(), free_port(), free_port()
+        self.admin_port = free_port()
+        self._plane_ports = [(free_port(), free_port()) for _ in range(replicas)]
+        self.xds_port, self.http_port = self._plane_ports[0]
+        self.planes: dict[str, ChildProcess] = {}
         self.instances: dict[str, Instance] = {}
         self._closers: list[Callable[[], object]] = []
         self.etcd = Etcd(folder)
         self._closers.append(self.etcd.close)
         # This fleet starts from nothing; a control plane that is started again has the default's patience.
-        self.plane = self.start_plane("--empty-registry-grace", "0")
+        for number in range(replicas):
+            self.start_plane("--empty-registry-grace", "0", number=number)
         self.envoy = self.start_envoy()
 
     @property
@@ -90,15 +96,22 @@ class Stack:
     def rest(self) -> str:
         return f"http://127.0.0.1:{self.rest_port}"
 
-    def start_plane(self, *flags: str) -> ChildProcess:
+    @property
+    def plane(self) -> ChildProcess:
+        """The first control plane, or the only one."""
+        return self.planes["plane-0"]
+
+    def start_plane(self, *flags: str, number: int = 0) -> ChildProcess:
+        xds_port, http_port = self._plane_ports[number]
+        name = f"plane-{number}"
         child = ChildProcess(
             [
                 *_MODELPLANE,
                 "control-plane",
                 *("--etcd", self.etcd.endpoint),
-                *("--replica", "plane-0"),
-                *("--xds-listen", f"127.0.0.1:{self.xds_port}"),
-                *("--http-listen", f"127.0.0.1:{self.http_port}"),
+                *("--replica", name),
+                *("--xds-listen", f"127.0.0.1:{xds_port}"),
+                *("--http-listen", f"127.0.0.1:{http_port}"),
                 *("--listen-address", "127.0.0.1"),
                 *("--grpc-port", str(self.grpc_port)),
                 *("--rest-port", str(self.rest_port)),
@@ -106,15 +119,16 @@ class Stack:
                 *self._plane_flags,
                 *flags,
             ],
-            self.folder / "control-plane.log",
+            self.folder / ("control-plane.log" if number == 0 else f"control-plane-{number}.log"),
         )
         self._closers.append(child.stop)
-        wait_for_port(self.xds_port, child)
-        self.plane = child
+        wait_for_port(xds_port, child)
+        self.planes[name] = child
         return child
 
     def start_envoy(self) -> Envoy:
-        bootstrap = render_bootstrap((f"127.0.0.1:{self.xds_port}",), admin=f"127.0.0.1:{self.admin_port}")
+        planes = tuple(f"127.0.0.1:{xds_port}" for xds_port, _ in self._plane_ports)
+        bootstrap = render_bootstrap(planes, admin=f"127.0.0.1:{self.admin_port}")
         envoy = Envoy(self.folder, bootstrap, self.admin_port, workers=2)
         self._closers.append(envoy.close)
         self.envoy = envoy
@@ -174,6 +188,12 @@ class Stack:
         instance = Instance(name, grpc_port, rest_port, monitor)
         self.instances[name] = instance
         return instance
+
+    async def leader(self) -> str:
+        """The control plane that leads; empty: none does."""
+        async with EtcdClient(EtcdConfig((self.etcd.endpoint,))) as client:
+            entry = await client.get(Keyspace().make(LeaderKey()))
+        return "" if entry is None else decode_leader(entry.value).replica
 
     async def registry(self) -> Registry:
         """Read all of it."""
