@@ -1,5 +1,5 @@
 """A canary while what carries it is killed (SIGKILL) and started again: the leading control plane, an instance's
-monitor with its server, etcd, and all of them one after the other."""
+monitor with its server, etcd, and all of them one after the other; and an upgrade whose leader is killed."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -25,7 +26,7 @@ from tests.support.operating import Operator, policy
 from tests.support.stack import Stack
 from tests.support.waiting import eventually
 
-KINDS = ("leader", "instance", "etcd", "all", "bad")
+KINDS = ("leader", "instance", "etcd", "all", "bad", "upgrade")
 _SINKS = (Phase.DONE, Phase.ROLLED_BACK, Phase.FAILED)
 
 
@@ -52,7 +53,8 @@ class Restart:
     def steady(self) -> bool:
         """Whether it never went back to an earlier step, nor to a phase from before the first."""
         steps = [step for phase, step in self.course if phase is Phase.STEPPING]
-        first = next((at for at, (phase, _) in enumerate(self.course) if phase is Phase.STEPPING), 0)
+        moved = (Phase.STEPPING, Phase.SWITCHING)
+        first = next((at for at, (phase, _) in enumerate(self.course) if phase in moved), len(self.course))
         begun_anew = any(phase in (Phase.LOADING, Phase.WAITING) for phase, _ in self.course[first:])
         return steps == sorted(steps) and not begun_anew
 
@@ -61,7 +63,7 @@ class Restart:
         """Whether it went on from where it was, ended as it should, and cost nobody anything."""
         end = Phase.ROLLED_BACK if self.kind == "bad" else Phase.DONE
         ended = bool(self.course) and self.course[-1][0] is end
-        return self.steady and ended and not self.failed and self.struck_at > 0
+        return self.steady and ended and not self.failed
 
 
 def strategy(requests: int) -> dict[str, Any]:
@@ -74,29 +76,23 @@ def strategy(requests: int) -> dict[str, Any]:
     }
 
 
-async def restart(
-    stack: Stack, hosts: Sequence[str], kind: str, name: str, *, clients: int, requests: int = 100
-) -> Restart:
+async def restart(stack: Stack, hosts: Sequence[str], kind: str, name: str, *, clients: int, requests: int) -> Restart:
     """One model, from its first version to the end of the rollout of its second, and the fault while it is stepping."""
     base = stack.folder / "models" / name
     saved_models.half_plus_two(base, 1)
     operator = Operator(stack.etcd.endpoint, stack.folder)
     seen = Restart(kind)
-    await operator.apply(policy(name, base, rollout=strategy(requests)), wait=True)
+    rollout = {"strategy": "rolling"} if kind == "upgrade" else strategy(requests)
+    await operator.apply(policy(name, base, rollout=rollout), wait=True)
     await stack.until_ready(*(ReadyKey(name, 1, host) for host in hosts))
     load = Load(stack.grpc, saved_models.predict_request(name, [2.0]), clients=clients, rest=0.02, timeout=30)
     async with _watched(stack, name, seen) as newest, load:
         await load.more(20)
         began = time.monotonic()
         switch = stack.folder / f"{name}-switch"
-        if kind == "bad":
-            switch.write_text("2.0")
-            saved_models.switched(base, switch, 2)
-        else:
-            saved_models.half_plus_two(base, 2)
-        await eventually(
-            lambda: newest[0].phase is Phase.STEPPING and newest[0].step >= 2, f"{name}'s second step", 120
-        )
+        _make_version_2(kind, base, switch)
+        at = (Phase.LOADING, 0) if kind == "upgrade" else (Phase.STEPPING, 2)
+        await eventually(lambda: at in seen.course, f"{name} to be {at[0]}", 120)
         seen.struck_at = newest[0].step
         await _strike(stack, hosts, kind, seen)
         # What it did well was seen by one leader, what it does badly by the next.
@@ -105,14 +101,35 @@ async def restart(
         await load.more(50)
         seen.seconds = time.monotonic() - began
     seen.text, seen.requests = newest[0].text, len(load.outcomes)
+    _judge(load, seen)
+    return seen
+
+
+def _make_version_2(kind: str, base: Path, switch: Path) -> None:
+    if kind == "bad":
+        switch.write_text("2.0")
+        saved_models.switched(base, switch, 2)
+    elif kind == "upgrade":
+        # Long enough for the leader to die before it is ready.
+        saved_models.slow_to_load(base, 2, seconds=1)
+    else:
+        saved_models.half_plus_two(base, 2)
+
+
+def _judge(load: Load, seen: Restart) -> None:
     for one in load.failures:
-        if kind == "bad" and one.code is grpc.StatusCode.NOT_FOUND:
+        if seen.kind == "bad" and one.code is grpc.StatusCode.NOT_FOUND:
             seen.planted += 1
         elif any(one.started <= killed <= one.started + one.seconds for killed in seen.killed):
             seen.on_their_way += 1
         else:
             seen.failed[f"{one.code.name} {one.details}"] += 1
-    return seen
+    if seen.kind == "upgrade":
+        newest: Counter[int] = Counter()
+        for one in load.outcomes:
+            if one.version < newest[one.client] and one.code is grpc.StatusCode.OK:
+                seen.failed[f"version {one.version} after {newest[one.client]}"] += 1
+            newest[one.client] = max(newest[one.client], one.version)
 
 
 async def restarts(
@@ -122,14 +139,16 @@ async def restarts(
     times: int,
     kinds: Sequence[str] = KINDS,
     clients: int = 4,
+    requests: int = 100,
     say: Callable[[str], None] = print,
 ) -> list[Restart]:
-    """Each kind `times` times, each with a model of its own, on managed instances that were started."""
+    """Each kind `times` times, each with a model of its own, on managed instances that were started.
+    `requests`: what each step of a canary takes."""
     operator = Operator(stack.etcd.endpoint, stack.folder)
     found = []
     for number in range(times):
         for kind in kinds:
-            one = await restart(stack, hosts, kind, f"{kind}-{number}", clients=clients)
+            one = await restart(stack, hosts, kind, f"{kind}-{number}", clients=clients, requests=requests)
             course = ", ".join(f"{phase} {step}" if step else phase for phase, step in one.course)
             say(f"{kind}: struck at step {one.struck_at}, {one.seconds:.1f} s: {course}: {one.text}")
             found.append(one)
@@ -160,7 +179,7 @@ async def _watched(stack: Stack, name: str, seen: Restart) -> AsyncIterator[list
 
 
 async def _strike(stack: Stack, hosts: Sequence[str], kind: str, seen: Restart) -> None:
-    if kind in ("leader", "bad", "all"):
+    if kind in ("leader", "bad", "upgrade", "all"):
         await _kill_the_leader(stack, seen)
     if kind in ("instance", "all"):
         await _kill_an_instance(stack, hosts[0], seen)
