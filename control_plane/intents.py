@@ -62,7 +62,9 @@ class Intents:
                     self._traffic[model] = decode_traffic(raw)
         except RecordError as error:
             said = self._unreadable.get(key) == raw
-            self.remove(key)
+            if isinstance(key, PolicyKey):
+                self.remove(key)
+            # Traffic that was in force stays so: without it other versions would answer.
             self._unreadable[key] = raw
             if not said:
                 kind = "policy" if isinstance(key, PolicyKey) else "traffic"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from math import inf
 from types import MappingProxyType
@@ -21,6 +21,7 @@ from control_plane.planning.view import Copy, View
 from registry.assignments import AssignedModel, Assignment
 from registry.drains import DrainTarget
 from registry.events import Event
+from registry.keys import AssignmentKey, RolloutKey, TrafficKey
 from registry.policy.model import Policy
 from registry.records import ReadyState
 from registry.rollouts import RolloutRecord
@@ -112,6 +113,9 @@ class Planner:
                 assignments[name] = None
             elif models != before.models:
                 assignments[name] = Assignment(MappingProxyType(models), before.generation + 1)
+        for key in state.damaged:
+            if isinstance(key, AssignmentKey) and (known := state.assignments.get(key.instance)) is not None:
+                assignments.setdefault(key.instance, replace(known, generation=known.generation + 1))
         events = (*state.news, *self._events)
         state.news.clear()
         return Decisions(assignments, self._traffic, self._rollouts, events, self._look_at)
@@ -245,9 +249,10 @@ class Planner:
 
     def _write(self, name: str, view: View, resolved: Resolved) -> None:
         # What nobody could answer for now stays as it was: it may be known again in a moment.
-        if resolved.traffic is not None and resolved.traffic != view.traffic:
+        damaged = self._state.damaged
+        if resolved.traffic is not None and (resolved.traffic != view.traffic or TrafficKey(name) in damaged):
             self._traffic[name] = resolved.traffic
-        if resolved.rollout is not None and resolved.rollout != view.rollout:
+        if resolved.rollout is not None and (resolved.rollout != view.rollout or RolloutKey(name) in damaged):
             self._rollouts[name] = resolved.rollout
         self._events += resolved.events
 

@@ -1,8 +1,9 @@
 """The fleet as the planner sees it, built from the registry's entries as they change. Pure.
 
 Invariants: the state is a function of the entries, whatever the order in which they came, but for `away_since` and
-`touched`, which tell of time; an entry costs what it names, never the number of models, unless it changes what all of
-them may use (an instance that comes or goes).
+`touched`, which tell of time, and for records of the leader's own that somebody made unreadable: the last that could be
+read holds, and is to be written again; an entry costs what it names, never the number of models, unless it changes what
+all of them may use (an instance that comes or goes).
 """
 
 from __future__ import annotations
@@ -90,7 +91,7 @@ class FleetState:
         self.revision = 0
         self.wishes: dict[str, Wish] = {}
         self.unreadable: set[str] = set()
-        """The models of whose policies, traffic or rollouts no sense can be made: nothing of them is changed."""
+        """The models of whose policies no sense can be made: nothing of them is changed."""
         self.instances: dict[str, Instance] = {}
         self.ready: defaultdict[str, dict[tuple[int, str], ReadyState]] = defaultdict(dict)
         self.disk: dict[str, Found] = {}
@@ -109,6 +110,8 @@ class FleetState:
         self.news: list[Event] = []
         """What was seen to fail for good, and who was seen to go, since this was emptied last."""
         self.touched: set[str] = set()
+        self.damaged: set[Key] = set()
+        """The leader's own records that can't be read, and have to be written again."""
         self.planes: dict[str, PlaneRecord] = {}
         self.traffic_revisions: dict[str, int] = {}
         """At which revision each model's traffic was written last; whoever applies a list has to set it, for a list
@@ -224,8 +227,11 @@ class FleetState:
                     self._used.clear()
 
     def _assignment_changed(self, name: str, value: bytes | None, now: float) -> None:
-        assignment = self._decoded(AssignmentKey(name), value, decode_assignment)
-        before = self.assignments.get(name, Assignment())
+        key, before = AssignmentKey(name), self.assignments.get(name, Assignment())
+        assignment = self._decoded(key, value, decode_assignment)
+        if self._is_damaged(key, value, assignment):
+            self.touched |= before.models.keys()
+            return
         _keep(self.assignments, name, assignment)
         after = assignment or Assignment()
         for model in before.models.keys() | after.models.keys():
@@ -271,9 +277,17 @@ class FleetState:
     ) -> None:
         before = kept.get(model)
         after = self._decoded(key, value, decode)
-        _keep(kept, model, after)
-        if before != after or (value is not None and after is None):
+        if self._is_damaged(key, value, after):
             self.touched.add(model)
+            return
+        _keep(kept, model, after)
+        if before != after:
+            self.touched.add(model)
+
+    def _is_damaged(self, key: Key, value: bytes | None, record: object) -> bool:
+        damaged = value is not None and record is None
+        (self.damaged.add if damaged else self.damaged.discard)(key)
+        return damaged
 
     def _decoded(self, key: Key, value: bytes | None, decode: Callable[[bytes], T]) -> T | None:
         if value is None:

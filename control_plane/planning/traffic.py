@@ -40,12 +40,14 @@ class Resolved:
 def resolve(view: View, totals: Totals, now: float, source: str = "") -> Resolved:
     """`totals`: statistics by version of a model, as `source` adds them up; `now`: Unix seconds."""
     policy, written = view.wish.policy, view.traffic
+    if written is None and policy.follow_latest and (start := _remembered(view)) is not None:
+        view = replace(view, traffic=TrafficRecord({start: 1}))
     observe = compare = 0.0
     events: tuple[Event, ...] = ()
     look_at = None
     if not policy.follow_latest:
         weights, rollout = _weighted(view, now)
-    elif (start := view.present) is None or written is None:
+    elif (start := view.present) is None:
         first = _first(view)
         weights = {first: 1} if first is not None else {}
         rollout = _begun(view, None, first, now) if first is not None else _waiting(view, now)
@@ -83,6 +85,17 @@ def _first(view: View) -> int | None:
     pool = view.wanted if view.wish.policy.versions.specific else view.candidates - _refused(view)
     hopeful = [version for version in pool if not view.hopeless(version)]
     return max(hopeful, key=lambda version: (view.able(version), version), default=view.goal)
+
+
+def _remembered(view: View) -> int | None:
+    """Where the traffic is gone from the registry: the version that the rollout began from, or went to."""
+    rollout = _valid(view)
+    if rollout is None or not view.candidates:
+        return None
+    before = rollout.from_version
+    stayed = rollout.phase not in (Phase.SWITCHING, Phase.UNLOADING, Phase.DONE) and before is not None
+    start = before if stayed else rollout.to_version
+    return start if start is not None and view.ready(start) else None
 
 
 def _refused(view: View) -> frozenset[int]:

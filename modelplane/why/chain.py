@@ -20,6 +20,7 @@ from modelplane.policies.waiting import told_rollout
 from modelplane.table import clean, listed
 from modelplane.why.facts import Facts
 from modelplane.why.instances import Place, grouped, places
+from registry.keys import AssignmentKey, RolloutKey, TrafficKey
 from registry.policy.model import Policy
 from registry.rollouts import Phase
 
@@ -125,6 +126,7 @@ def explain(facts: Facts, target: Target, pages: Pages) -> Chain:
     found = () if version is None else tuple(places(facts, target.model, version, policy))
     steps = [
         _policy(kept, facts, target.model),
+        *_unreadable(facts, target.model),
         *([] if label is None else [label]),
         *([] if policy is None else _wanted(facts, policy, version)),
         *([] if policy is None else [_leader(facts)]),
@@ -153,6 +155,22 @@ def _policy(kept: Kept | None, facts: Facts, model: str) -> Step:
             f"versions: {told_versions(policy)}, {where}; traffic: {told_traffic(policy)}; {told_strategy(policy)}",
         ),
     )
+
+
+def _unreadable(facts: Facts, model: str) -> list[Step]:
+    """What somebody wrote over the leader's own records. The leader writes them again, so these have stood since it
+    last had a say."""
+    told = []
+    for raw, error in sorted(facts.unreadable.items()):
+        match facts.keyspace.parse(raw):
+            case TrafficKey(name) | RolloutKey(name) if name == model:
+                told.append(f"{raw}: {error}")
+            case AssignmentKey():
+                told.append(f"{raw}: {error}")
+    if not told:
+        return []
+    more = "can't be read; what was there before holds for those who knew it, until the leader writes it again"
+    return [Step("UNREADABLE", (*told, more), bad=True)]
 
 
 def _labelled(facts: Facts, target: Target, policy: Policy | None) -> tuple[int | None, Step]:

@@ -423,6 +423,8 @@ def test_an_assignment_to_an_instance_that_is_gone_for_good_is_deleted() -> None
 
 def test_somebody_elses_nonsense_is_replaced() -> None:
     fleet = a_running_fleet(1)
+    before = fleet.state.assignments["i0"]
     fleet.put({AssignmentKey("i0"): b"nonsense"})
     fleet.settle()
-    assert fleet.state.assignments["i0"] == Assignment({"m": AssignedModel("/models/m", (1,))}, 1)
+    assert fleet.state.assignments["i0"] == Assignment(before.models, before.generation + 1)
+    assert before.models == {"m": AssignedModel("/models/m", (1,))}

@@ -257,6 +257,17 @@ def test_a_model_without_a_policy_and_one_whose_policy_is_nonsense(mp: Run, etcd
     assert "it can't be read, so it counts as none" in out
 
 
+def test_records_of_the_leader_that_somebody_made_unreadable(mp: Run, etcd: Etcd) -> None:
+    write(etcd, FLEET)
+    assert "UNREADABLE" not in mp("why", "digits@4")[1]
+    write(etcd, {TrafficKey("digits"): b"[]", AssignmentKey("loads"): b"\xff", RolloutKey("other"): b"{}"})
+    out = mp("why", "digits@4")[1]
+    assert "UNREADABLE" in out
+    assert KEYS.make(TrafficKey("digits")) in out
+    assert KEYS.make(AssignmentKey("loads")) in out
+    assert KEYS.make(RolloutKey("other")) not in out
+
+
 async def test_clusters_are_told_by_a_real_control_plane(etcd: Etcd, capsys: pytest.CaptureFixture[str]) -> None:
     """Waits for the control plane to have read the registry and to have said so there."""
     reach = EtcdConfig((etcd.endpoint,))
