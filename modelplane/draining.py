@@ -115,6 +115,18 @@ def refuse_unheard(picture: Picture, instance: str) -> None:
         )
 
 
+def unheard_of(record: InstanceRecord) -> str:
+    """Why its monitor doesn't know that nothing is in flight; empty if it does, or hasn't drained."""
+    return next((one.text for one in record.conditions if one.name == UNHEARD), "")
+
+
+def unheard_before(picture: Picture, instance: str) -> str:
+    """What is to be said of a server that is gone before its monitor has said anything."""
+    record = picture.instances.get(instance)
+    told = "" if record is None else unheard_of(record)
+    return told or ("" if picture.planes else "no control plane is registered")
+
+
 class Goal(StrEnum):
     """What is waited for."""
 
@@ -146,7 +158,9 @@ class Follower:
     _wait: DrainWait | None = None
     _planes: dict[str, bytes] = field(default_factory=dict)
     unheard: str = ""
-    """Why its monitor doesn't know that nothing is in flight, though it calls it drained."""
+    """Why its monitor doesn't know that nothing is in flight, though it calls it drained. A server that is stopped may
+    be gone before its record is seen here, so what was known when the wish was written stands until a record says
+    otherwise."""
 
     def apply(self, update: Update, now: float) -> None:
         """Take an update in; `now` in monotonic seconds."""
@@ -177,8 +191,9 @@ class Follower:
                 match self.keyspace.parse(raw):
                     case InstanceKey(self.instance):
                         self._record = record = decode_instance(value)
-                        told = (one.text for one in record.conditions if one.name == UNHEARD)
-                        self.unheard = next(told, "")
+                        told = unheard_of(record)
+                        if told or self.goal is not Goal.STOPPED or record.state is InstanceState.DRAINED:
+                            self.unheard = told
                     case PlaneKey() | NodesKey():
                         self._planes[raw] = value
                     case ReadyKey(model, version, self.instance) as key if self.wish.covers(model, version):

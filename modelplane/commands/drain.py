@@ -12,7 +12,16 @@ from datetime import UTC, datetime
 
 from modelplane.access import FleetConfig
 from modelplane.commandline import CommandLine
-from modelplane.draining import Follower, Goal, check_known, refuse_last, refuse_unheard, spares, targets_of
+from modelplane.draining import (
+    Follower,
+    Goal,
+    check_known,
+    refuse_last,
+    refuse_unheard,
+    spares,
+    targets_of,
+    unheard_before,
+)
 from modelplane.errors import FAILURE, INTERRUPTED, UNHEARD, OptionError
 from modelplane.logs import LogOptions, configure
 from modelplane.waiting import Display
@@ -117,7 +126,7 @@ async def _drain(fleet: FleetConfig, instance: str, wish: DrainRecord, wait: Wai
         return wanted, left.instances
 
     async with wishes(fleet) as registry:
-        await registry.change(instance, decide)
+        _, decided_by = await registry.change(instance, decide)
         goal = Goal.STOPPED if wish.stop else Goal.DRAINED
         what = f"{instance}: {', '.join(map(str, wish.targets))}" if wish.targets else instance
         display = Display(f"draining {what}", as_json=wait.output == "json")
@@ -126,6 +135,8 @@ async def _drain(fleet: FleetConfig, instance: str, wish: DrainRecord, wait: Wai
             display.end(said, _document(instance, wish, "asked"))
             return 0
         follower = Follower(instance, wish, goal, registry.keyspace)
+        if goal is Goal.STOPPED:
+            follower.unheard = unheard_before(decided_by.picture, instance)
         code = await until_done(registry, follower, display, wait.deadline)
         if code == 0:
             unheard = follower.unheard

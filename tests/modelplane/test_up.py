@@ -124,8 +124,8 @@ async def test_one_command_shows_a_prediction_and_ctrl_c_leaves_nothing(state: P
         )
 
         def shows_load() -> bool:
-            rows = json.loads(modelplane("get", "instances", "-o", "json", "--state", str(state)).stdout)
-            return all(row["load"] for row in rows)
+            listed = json.loads(modelplane("get", "instances", "-o", "json", "--state", str(state)).stdout)
+            return all(row["load"] for row in listed["instances"])
 
         await eventually(shows_load, "the servers' own figures")
 
