@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from modelplane.commands.rollout import VERBS
 from modelplane.errors import INTERRUPTED, USAGE, as_user_error
 
 
@@ -102,4 +103,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         mistake = as_user_error(error)
         if mistake is None:
             raise
-        return _fail(name, str(mistake), mistake.exit_code)
+        # `modelplane rollout history: error: …`, for it is that whose --help tells more.
+        verb = f" {rest[0]}" if name == "rollout" and rest and rest[0] in VERBS else ""
+        return _fail(f"{name}{verb}", str(mistake), mistake.exit_code)

@@ -38,9 +38,14 @@ def block(
     return [Line(""), *([Line(title)] if title else []), *lines]
 
 
+def terminal_width(stream: TextIO) -> int:
+    """Columns; whoever reads through a pipe wants whole lines."""
+    return shutil.get_terminal_size().columns if stream.isatty() else 10_000
+
+
 def show(lines: Iterable[Line], stream: TextIO) -> None:
     """Write them."""
-    width = shutil.get_terminal_size().columns if stream.isatty() else 10_000
+    width = terminal_width(stream)
     colours = colours_wanted(stream)
     for line in lines:
         text = fit(clean(line.text), width)

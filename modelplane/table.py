@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -22,14 +23,21 @@ def fit(line: str, width: int) -> str:
     return line if len(line) <= width else line[: max(0, width - 1)] + "…"
 
 
-def table(picture: Picture, width: int = 100) -> list[str]:
-    """Models with their versions, instances, and the reasons of what isn't ready."""
+def table(picture: Picture, width: int = 100, policies: Iterable[str] = ()) -> list[str]:
+    """Models with their versions, instances, and the reasons of what isn't ready; `policies`: the models that have
+    one, for those that no instance knows."""
     lines: list[str] = []
     if not picture.connected:
         lines += ["The registry (etcd) can't be reached; this is what was known last.", ""]
     versions = [
         (row.model, str(row.version), "yes" if row.served else "", describe(row.holdings)) for row in picture.versions
     ]
+    known = {row.model for row in picture.versions}
+    versions += [
+        (model, "-", "", f"no instance has it yet; `modelplane why {shlex.quote(model)}` tells why")
+        for model in sorted(set(policies) - known)
+    ]
+    versions.sort(key=lambda row: row[0])
     lines += columns(("MODEL", "VERSION", "SERVED", "STATE"), versions) if versions else ["No models."]
     lines.append("")
     instances = [

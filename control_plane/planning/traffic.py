@@ -311,6 +311,12 @@ def _alone(weights: Mapping[int, int]) -> int | None:
     return some[0] if len(some) == 1 == len(weights) else None
 
 
+def _shares(weights: Mapping[int, int]) -> str:
+    """`90 % to version 1, 10 % to version 2`."""
+    whole = sum(weights.values())
+    return ", ".join(f"{100 * parts / whole:.3g} % to version {one}" for one, parts in sorted(weights.items()) if parts)
+
+
 def _told(view: View, record: TrafficRecord, rollout: RolloutRecord | None, now: float) -> tuple[Event, ...]:
     def event(kind: str, version: int | None, text: str) -> Event:
         return Event(now, kind, view.name, version=version, text=text)
@@ -320,7 +326,11 @@ def _told(view: View, record: TrafficRecord, rollout: RolloutRecord | None, now:
     alone = _alone(record.weights)
     back = rollout is not None and rollout.phase in _BACK
     if before and alone is not None and alone != _alone(before) and follows and not back:
-        events.append(event("VersionSwitched", alone, f"from version {_base(view)}"))
+        if _base(view) != alone:
+            events.append(event("VersionSwitched", alone, f"from version {_base(view)}"))
+        elif any(parts for version, parts in before.items() if version != alone):
+            # It was the present one all along, and shared: a canary was given up, or weights were taken away.
+            events.append(event("WeightsChanged", alone, f"all again; it was {_shares(before)}"))
     elif before and not follows and dict(before) != dict(record.weights):
         named = " ".join(f"{version}={parts}" for version, parts in sorted(record.weights.items()))
         events.append(event("WeightsChanged", None, named))

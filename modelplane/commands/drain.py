@@ -74,7 +74,9 @@ class DrainConfig:
             "help": "even if it is the last that is ready for a model; with --stop also without any control plane"
         },
     )
-    message: str = field(default="", metadata={"metavar": "TEXT", "help": "why, for whoever finds it drained"})
+    message: str = field(
+        default="", metadata={"short": "-m", "metavar": "TEXT", "help": "why, for whoever finds it drained"}
+    )
 
 
 def command_line() -> CommandLine:

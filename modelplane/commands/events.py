@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+import textwrap
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -13,8 +14,9 @@ from typing import cast
 from modelplane.access import FleetConfig, located, silent
 from modelplane.commandline import CommandLine
 from modelplane.commands.rollout_history import when
-from modelplane.lines import Line, block, show
+from modelplane.lines import Line, block, show, terminal_width
 from modelplane.logs import LogOptions, configure
+from modelplane.table import clean
 from registry.etcd import EtcdClient, Unavailable
 from registry.events import Event, decode_event
 from registry.follow import Changes, Snapshot, Update, follow
@@ -65,7 +67,7 @@ async def _events(fleet: FleetConfig, config: EventsConfig, model: str) -> int:
             raise silent(fleet, otherwise) from None
         known = _of({entry.key: entry.value for entry in listing.entries}, keyspace, model)
         if config.output == "table":
-            lines = block(_HEAD, [_cells(event) for event in known.values()])[1:] if known else []
+            lines = _lines(known)
             show(lines or [Line("Nothing happened in the last 24 hours.")], sys.stdout)
         else:
             _print(known, config)
@@ -109,9 +111,28 @@ def _cells(event: Event) -> tuple[str, ...]:
     return when(event.at), event.kind, about or "-", f"{event.text}{by}"
 
 
+def _lines(events: Mapping[str, Event]) -> list[Line]:
+    """A table, with what an event says below it where the terminal is too narrow for both."""
+    if not events:
+        return []
+    head, *rows = block(_HEAD, [_cells(event) for event in events.values()])[1:]
+    pairs = zip(rows, events.values(), strict=True)
+    return [head, *(line for row, event in pairs for line in _folded(row.text, event))]
+
+
+def _folded(row: str, event: Event) -> list[Line]:
+    width = terminal_width(sys.stdout)
+    if len(row) <= width:
+        return [Line(row)]
+    at, *_, text = (clean(cell).rstrip() for cell in _cells(event))
+    indent = " " * (len(at) + 2)
+    pieces = textwrap.wrap(text, max(20, width - len(indent)), break_on_hyphens=False)
+    return [Line(row[: len(row) - len(text)].rstrip()), *(Line(f"{indent}{piece}") for piece in pieces)]
+
+
 def _print(events: Mapping[str, Event], config: EventsConfig) -> None:
     if config.output == "table":
-        show([Line("  ".join(_cells(event))) for event in events.values()], sys.stdout)
+        show([line for event in events.values() for line in _folded("  ".join(_cells(event)), event)], sys.stdout)
         return
     for event in events.values():
         document = {

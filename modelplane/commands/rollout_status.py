@@ -82,15 +82,18 @@ async def _wait(fleet: FleetConfig, config: RolloutStatusConfig, model: str) -> 
     view = _view(fleet)
     screen = Screen(sys.stdout, live=sys.stdout.isatty() and config.output == "text")
     found: Progress | None = None
-    head = ""
+    head, said = "", set[str]()
     try:
         async with asyncio.timeout(config.deadline or None), aclosing(watch_fleet(fleet, view)) as pictures:
             async for found in _of(pictures, view, model):
                 if found.verdict is not Verdict.WAITING:
                     break
-                if config.output == "text" and not screen.live and found.head != head:
-                    screen.line(found.head)
+                if config.output == "text" and not screen.live:
+                    # A head may come again, as with a step that is taken back; what is wrong is said once.
+                    fresh = [found.head] if found.head != head else []
+                    screen.lines([*fresh, *(one for one in found.troubles if one not in said)])
                 head = found.head
+                said.update(found.troubles)
                 screen.block([line.text for line in found.lines])
     except TimeoutError:
         sys.stderr.write(f"modelplane rollout status: not done after {config.deadline:g} s\n")

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from modelplane.access import FleetConfig
 from modelplane.commandline import CommandLine
+from modelplane.commands.rollout_history import when
 from modelplane.errors import UserError
 from modelplane.logs import LogOptions
 from modelplane.policies.changing import ChangeConfig, change_one, named_model
 from modelplane.policies.store import Change, Held
-from registry.policy.stored import decode_stored
+from modelplane.table import clean
+from registry.policy.stored import StoredPolicy, decode_stored
 from registry.records import RecordError
 
 
@@ -42,12 +45,23 @@ def run(argv: Sequence[str]) -> int:
     settings = command_line().parse(argv)
     model = named_model(settings, "rollout undo MODEL")
     to = settings[UndoConfig].to_generation
+    taken: list[tuple[int, StoredPolicy]] = []
+
+    def decide(held: Held) -> Change:
+        taken[:] = [_earlier(held, to)]
+        ((generation, stored),) = taken
+        return Change(stored.document, f"back to generation {generation}")
+
     # What was the policy before is another one once somebody else has changed it, so this is never tried again.
-    change_one(settings, model, lambda held: _earlier(held, to), retry=False)
+    change_one(settings, model, decide, retry=False)
+    for generation, stored in taken:
+        why = f": {stored.message}" if stored.message else ""
+        who = f" by {stored.by}" if stored.by else ""
+        sys.stdout.write(clean(f"as it was in generation {generation}, {when(stored.at)}{who}{why}") + "\n")
     return 0
 
 
-def _earlier(held: Held, to: int | None) -> Change:
+def _earlier(held: Held, to: int | None) -> tuple[int, StoredPolicy]:
     if not held.history:
         raise UserError(f"model {held.model!r} has no earlier policy")
     generation = max(held.history) if to is None else to
@@ -58,4 +72,4 @@ def _earlier(held: Held, to: int | None) -> Change:
         stored = decode_stored(held.history[generation])
     except RecordError as error:
         raise UserError(f"generation {generation} of model {held.model!r} can't be read: {error}") from None
-    return Change(stored.document, f"back to generation {generation}")
+    return generation, stored

@@ -9,14 +9,16 @@ import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from modelplane.access import FleetConfig, read_fleet
+from modelplane.access import FleetConfig, located, read_fleet
 from modelplane.commandline import CommandLine
 from modelplane.envoys import unreachable
 from modelplane.fleet import Picture
 from modelplane.logs import LogOptions, configure
 from modelplane.lost_leases import lost_leases, told
 from modelplane.planes import NO_PLANE, PlaneConfig, Report, ask_all, find_planes, named_planes
+from modelplane.policies.view import PolicyView
 from modelplane.table import clean, fit, table
+from registry.keys import Keyspace
 
 
 def command_line() -> CommandLine:
@@ -34,10 +36,11 @@ def run(argv: Sequence[str]) -> int:
     """Print the table."""
     settings = command_line().parse(argv)
     configure(settings[LogOptions].logging)
-    picture, reports = asyncio.run(_read(settings[FleetConfig], settings[PlaneConfig]))
+    view = PolicyView(Keyspace(located(settings[FleetConfig])[0].prefix))
+    picture, reports = asyncio.run(_read(settings[FleetConfig], settings[PlaneConfig], view))
     # Whoever reads it through a pipe wants the whole lines.
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 10_000
-    lines = table(picture, width)
+    lines = table(picture, width, view.kept)
     lines += [fit(clean(line), width) for line in lost_leases(reports, picture.planes, time.time())]
     lines += [fit(clean(line.text), width) for line in unreachable(reports)]
     lines += ["", fit(clean(_leader(picture)), width)] if picture.planes else []
@@ -53,8 +56,8 @@ def _leader(picture: Picture) -> str:
     return f"LEADER  {picture.leader.replica}, since {since}"
 
 
-async def _read(fleet: FleetConfig, config: PlaneConfig) -> tuple[Picture, list[Report]]:
-    picture = await read_fleet(fleet)
+async def _read(fleet: FleetConfig, config: PlaneConfig, view: PolicyView) -> tuple[Picture, list[Report]]:
+    picture = await read_fleet(fleet, view)
     if not (config.control_plane or picture.planes):
         return picture, []
     planes = await find_planes(fleet, config) if config.control_plane else named_planes(picture)

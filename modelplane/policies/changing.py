@@ -20,7 +20,7 @@ from modelplane.who import operator
 class ChangeConfig:
     """Of every command that changes a policy."""
 
-    message: str = field(default="", metadata={"metavar": "TEXT", "help": "why, for the history"})
+    message: str = field(default="", metadata={"short": "-m", "metavar": "TEXT", "help": "why, for the history"})
     if_generation: int | None = field(
         default=None,
         metadata={

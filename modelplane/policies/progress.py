@@ -6,7 +6,7 @@ Invariant: a canary's figures are those that its record holds, by which it was d
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -17,8 +17,8 @@ from modelplane.errors import UserError
 from modelplane.fleet import Picture, State
 from modelplane.lines import Line, Tone, block
 from modelplane.policies.view import PolicyView, told_strategy
-from modelplane.policies.waiting import Verdict, told_rollout
-from modelplane.table import clean
+from modelplane.policies.waiting import FOR_LEADER, FOR_PLANE, Verdict, told_rollout
+from modelplane.table import clean, listed
 from registry.plane_traffic import VersionTotals, quantile
 from registry.policy.model import Canary, Policy
 from registry.rollouts import Phase, RolloutRecord
@@ -31,12 +31,14 @@ _TONES = {Verdict.DONE: Tone.PLAIN, Verdict.FAILED: Tone.BAD, Verdict.WAITING: T
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """`head`: in a line, without figures; it changes with the phase and the step."""
+    """`head`: in a line, without figures; it changes with the phase and the step. `troubles`: a line for each reason
+    why instances are not ready, and the names of these."""
 
     verdict: Verdict
     head: str
     lines: tuple[Line, ...]
     document: Mapping[str, Any]
+    troubles: tuple[str, ...] = ()
 
 
 def progress(model: str, picture: Picture, view: PolicyView) -> Progress:
@@ -48,7 +50,7 @@ def progress(model: str, picture: Picture, view: PolicyView) -> Progress:
         raise UserError(f"the policy of model {model!r} can't be read: {kept.unreadable}")
     record, generation = view.rollouts.get(model), kept.stored.generation
     if record is None or record.generation < generation:
-        said = f"generation {generation} of the policy waits for the leader of the control planes"
+        said = f"generation {generation} of the policy {FOR_LEADER}" if picture.planes else FOR_PLANE
         traffic = view.traffic.get(model)
         routed = not kept.policy.base_path and traffic is not None and traffic.generation >= generation
         verdict = Verdict.DONE if routed and record is None else Verdict.WAITING
@@ -58,8 +60,33 @@ def progress(model: str, picture: Picture, view: PolicyView) -> Progress:
     verdict = _ENDS.get(record.phase, Verdict.WAITING)
     head = f"{model}: {told_strategy(kept.policy)}: {_head(record)}"
     rows = _rows(model, record, kept.policy, picture, view)
-    lines = [Line(head, _TONES[verdict]), *_text(record), *_table(rows), *_gates(record), *_refused(record)]
-    return Progress(verdict, head, tuple(lines), _document(model, generation, verdict, record, rows))
+    troubles = _troubles(model, picture, rows)
+    told = [f"version {version} on {listed(names)}: {why}" for version, why, names in troubles]
+    lines = [Line(head, _TONES[verdict]), *_text(record), *_table(rows), *_not_ready(told)]
+    lines += [*_gates(record), *_refused(record)]
+    document = _document(model, generation, verdict, record, rows)
+    document["notReady"] = [{"version": version, "instances": names, "reason": why} for version, why, names in troubles]
+    return Progress(verdict, head, tuple(lines), document, tuple(f"{model}: {one}" for one in told))
+
+
+def _troubles(model: str, picture: Picture, rows: Mapping[int, object]) -> list[tuple[int, str, list[str]]]:
+    """Of each version: why it is not ready, as the servers tell it, and on which instances."""
+    same: dict[tuple[int, str], list[str]] = {}
+    for row in picture.versions:
+        if row.model == model and row.version in rows:
+            for instance, held in row.holdings.items():
+                if held.reason and held.state is not State.READY:
+                    same.setdefault((row.version, held.reason), []).append(instance)
+    return [(version, why, names) for (version, why), names in same.items()]
+
+
+def _not_ready(said: Sequence[str]) -> list[Line]:
+    lines = [
+        Line(f"  {piece}", Tone.BAD)
+        for one in said
+        for piece in textwrap.wrap(clean(one), _WIDTH - 2, subsequent_indent="  ", break_on_hyphens=False)
+    ]
+    return [Line(""), Line("NOT READY"), *lines] if lines else []
 
 
 def _head(record: RolloutRecord) -> str:

@@ -13,11 +13,14 @@ from typing import cast
 
 from registry.etcd import EtcdClient
 from registry.follow import Changes, Snapshot, Update, follow
-from registry.keys import Keyspace, PolicyKey, RolloutKey, TrafficKey
+from registry.keys import Keyspace, PlaneKey, PolicyKey, RolloutKey, TrafficKey
 from registry.policy.stored import decode_stored
 from registry.records import RecordError
 from registry.rollouts import Phase, RolloutRecord, decode_rollout
 from registry.traffic import decode_traffic
+
+FOR_LEADER = "waits for the leader of the control planes"
+FOR_PLANE = "no control plane is registered to carry it out; start one: `modelplane control-plane`"
 
 
 class Verdict(Enum):
@@ -39,12 +42,15 @@ class Rollouts:
     records: dict[str, RolloutRecord] = field(default_factory=dict)
     traffic: dict[str, int] = field(default_factory=dict)
     held: dict[str, int] = field(default_factory=dict)
+    planes: set[str] = field(default_factory=set)
+    """The control planes that are registered."""
 
     def apply(self, update: Update) -> None:
         """Take one update in."""
         match update:
             case Snapshot(entries=puts):
                 deletes: frozenset[str] = frozenset()
+                self.planes.clear()
             case Changes(puts=puts, deletes=deletes):
                 pass
             case _:
@@ -56,6 +62,8 @@ class Rollouts:
 
     def _take(self, raw: str, value: bytes | None) -> None:
         key = self.keyspace.parse(raw)
+        if isinstance(key, PlaneKey):
+            (self.planes.discard if value is None else self.planes.add)(key.replica)
         if not isinstance(key, RolloutKey | TrafficKey | PolicyKey) or key.model not in self.wanted:
             return
         model = key.model
@@ -84,7 +92,7 @@ class Rollouts:
         if record is None or record.generation < generation:
             if model in self.routed and self.traffic.get(model, 0) >= generation:
                 return Verdict.DONE, "its traffic is as wanted"
-            return Verdict.WAITING, "waits for the leader of the control planes"
+            return Verdict.WAITING, FOR_LEADER if self.planes else FOR_PLANE
         return _VERDICTS.get(record.phase, Verdict.WAITING), told_rollout(record)
 
     @property

@@ -228,7 +228,8 @@ def _wanted(facts: Facts, policy: Policy, version: int | None) -> list[Step]:
     steps = []
     if policy.base_path:
         there = ", ".join(f"{one} on {counts[one]}" for one in sorted(counts, reverse=True)[:5])
-        more = f" and {len(counts) - 5} more versions" if len(counts) > 5 else ""
+        rest = len(counts) - 5
+        more = f" and {rest} more version{'s' * (rest > 1)}" if rest > 0 else ""
         told = f"{there}{more} of {len(facts.instances)} instances"
         steps.append(
             Step("DISK", (told if there else f"no instance tells of a version under {policy.base_path}",), not there)

@@ -89,6 +89,26 @@ def test_the_switch_comes_once_when_all_are_ready_and_then_the_old_version_goes(
     ]
 
 
+def test_the_events_of_taking_weights_away_say_what_changed() -> None:
+    """Back to the latest, which most got anyway, is no switch from that version to itself."""
+    fleet = a_running_fleet()
+    fleet.copy_files("m", 2)
+    fleet.settle()
+    for weights, told in (
+        ({"1": 10, "2": 90}, [("WeightsChanged", 2, "all again; it was 10 % to version 1, 90 % to version 2")]),
+        ({"1": 0, "2": 90}, []),
+        ({"1": 90}, [("VersionSwitched", 2, "from version 1")]),
+    ):
+        fleet.apply(document("m", traffic={"weights": weights}))
+        fleet.settle()
+        before = len(fleet.events)
+        fleet.apply(document("m"))
+        fleet.settle()
+        assert set(fleet.weights("m")) == {2}
+        new = [(one.kind, one.version, one.text) for one in fleet.events[before:] if one.kind[0] in "VW"]
+        assert new == told
+
+
 def test_nothing_is_unloaded_before_every_envoy_knows_of_the_new_traffic() -> None:
     fleet = a_running_fleet()
     fleet.put({PlaneKey("p"): encode_plane(PlaneRecord(fleet.revision))})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -21,10 +22,32 @@ from modelplane.errors import ConflictError
 from modelplane.policies.documents import read_documents
 from modelplane.policies.store import HISTORY, Change, Done, policy_store
 from registry.etcd import EtcdClient, EtcdConfig
+from registry.events import Event, encode_event, event_id
 from registry.found import Found, FoundModel, encode_found
-from registry.keys import DiskKey, HistoryKey, Keyspace, PolicyKey, ReadyKey, RolloutKey, TrafficKey
+from registry.keys import (
+    DiskKey,
+    EventKey,
+    HistoryKey,
+    InstanceKey,
+    Keyspace,
+    PlaneKey,
+    PolicyKey,
+    ReadyKey,
+    RolloutKey,
+    TrafficKey,
+)
 from registry.policy.stored import decode_stored, read_stored
-from registry.records import ReadyRecord, ReadyState, encode_ready
+from registry.records import (
+    InstanceRecord,
+    PlaneRecord,
+    ReadyRecord,
+    ReadyState,
+    Servable,
+    ServableState,
+    encode_instance,
+    encode_plane,
+    encode_ready,
+)
 from registry.rollouts import Phase, RolloutRecord, encode_rollout
 from registry.traffic import TrafficRecord, encode_traffic
 from tests.support.etcd import Etcd
@@ -108,7 +131,9 @@ def test_a_policy_from_its_first_to_its_last_day(mp: Callable[..., Ran], etcd: E
     assert mp("delete", "model", "digits", "--message", "gone").out == "model digits: deleted, generation 8\n"
     assert mp("delete", "model", "digits").code == 1
     assert held(etcd) is None
-    assert mp("rollout", "undo", "digits").out == "model digits: created, generation 9\n"
+    assert mp("rollout", "undo", "digits").out.startswith(
+        "model digits: created, generation 9\nas it was in generation 8, "
+    )
     events = [json.loads(line) for line in mp("events", "digits", "-o", "json").out.splitlines()]
     assert [event["kind"] for event in events] == ["PolicyApplied"] * 8 + ["PolicyDeleted", "PolicyApplied"]
     assert events[-2]["text"] == "generation 8 deleted: by `delete` (gone)"
@@ -173,6 +198,7 @@ def test_one_bad_file_of_a_folder_stops_all_of_it(mp: Callable[..., Ran], etcd: 
         (["rollout"], 2, "say what to do; there are status, history, undo, pause, resume"),
         (["rollout", "histroy"], 2, "no verb 'histroy'; did you mean history?"),
         (["rollout", "history", "digits"], 1, "model 'digits' has no policy and never had one"),
+        (["rollout", "history", "digits", "-o", "wide"], 2, "modelplane rollout history: error: "),
         (["rollout", "undo", "digits"], 1, "model 'digits' has no earlier policy"),
         (["delete", "digits"], 2, "'digits' can't be deleted"),
         (["get", "models", "digits"], 1, "the registry knows no model 'digits'"),
@@ -339,14 +365,78 @@ def test_waiting_ends_as_the_rollout_does(mp: Callable[..., Ran], etcd: Etcd) ->
     assert (done.code, done.err) == (0, "model digits: done 3 -> 4\n")
     old = mp("apply", "-f", "-", "--wait", "--deadline", "0.2", text=policy(spec="{basePath: /other}"))
     assert old.code == 1
-    assert old.err.splitlines()[0] == "model digits: waits for the leader of the control planes"
+    nobody = "no control plane is registered to carry it out; start one: `modelplane control-plane`"
+    assert old.err.splitlines()[0] == f"model digits: {nobody}"
     assert "not ended after 0.2 s" in old.err
+    assert (mp("rollout", "status", "digits").out, mp("rollout", "status", "digits").code) == (f"digits: {nobody}\n", 4)
+    etcd.ctl("put", KEYS.make(PlaneKey("p")), text=encode_plane(PlaneRecord(1)).decode())
+    for_leader = mp("apply", "-f", "-", "--wait", "--deadline", "0.2", text=policy(spec="{basePath: /other}"))
+    assert for_leader.err.splitlines()[0] == "model digits: waits for the leader of the control planes"
+    assert "waits for the leader" in mp("rollout", "status", "digits").out
     rollout(Phase.ROLLED_BACK, 2, "7 % errors")
     back = mp("apply", "-f", "-", "--wait", text=policy(spec="{basePath: /other}"))
     assert (back.code, back.err) == (1, "model digits: rolled back 3 -> 4: 7 % errors\n")
     etcd.ctl("put", KEYS.make(TrafficKey("routed")), text=encode_traffic(TrafficRecord({3: 1}, generation=1)).decode())
     assert mp("apply", "-f", "-", "--wait", text=policy("routed", "{timeout: 2s}")).code == 0
     assert [line.split()[-1] for line in mp("get", "models").out.splitlines()] == ["ROLLOUT", "back", "-"]
+
+
+def test_a_version_that_can_not_be_loaded_is_told_at_once(mp: Callable[..., Ran], etcd: Etcd) -> None:
+    """By `rollout status`, while the rollout still tries."""
+    mp("apply", "-f", "-", text=policy())
+    going_on = RolloutRecord(Phase.LOADING, 3, 4, text="version 4 is ready on 0 of 2 instances", generation=1)
+    etcd.ctl("put", KEYS.make(RolloutKey("digits")), text=encode_rollout(going_on).decode())
+    broken = Servable(
+        "digits", 4, ServableState.END, error="DATA_LOSS: Can't parse /models/digits/4/saved_model.pb as binary proto"
+    )
+    for name in ("tfs-0", "tfs-1"):
+        record = encode_instance(InstanceRecord("127.0.0.1", 8500, servables=(broken,)))
+        etcd.ctl("put", KEYS.make(InstanceKey(name)), text=record.decode())
+    ran = mp("rollout", "status", "digits")
+    assert ran.code == 4
+    assert "NOT READY\n  version 4 on tfs-0, tfs-1: DATA_LOSS: Can't parse" in ran.out
+    assert max(map(len, ran.out.splitlines())) <= 80
+    told = json.loads(mp("rollout", "status", "digits", "-o", "json").out)
+    assert told["notReady"] == [{"version": 4, "instances": ["tfs-0", "tfs-1"], "reason": broken.error}]
+    waited = mp("rollout", "status", "digits", "--wait", "--deadline", "0.3")
+    assert f"digits: version 4 on tfs-0, tfs-1: {broken.error}\n" in waited.out
+
+
+def test_undo_tells_what_it_went_back_to(mp: Callable[..., Ran]) -> None:
+    mp("apply", "-f", "-", "-m", "the first", text=policy())
+    mp("label", "digits", "stable=3", "--message", "the second")
+    undone = mp("rollout", "undo", "digits").out.splitlines()
+    assert undone[0] == "model digits: configured, generation 3"
+    assert re.fullmatch(r"as it was in generation 1, 20\S+Z by \S+@\S+: the first", undone[1])
+
+
+def test_status_names_models_that_have_nothing_but_a_policy(mp: Callable[..., Ran]) -> None:
+    mp("apply", "-f", "-", text=policy("digits"))
+    mp("apply", "-f", "-", text=policy("two words"))
+    lines = mp("status").out.splitlines()
+    assert lines[1].split(maxsplit=2) == ["digits", "-", "no instance has it yet; `modelplane why digits` tells why"]
+    assert lines[2].endswith("`modelplane why 'two words'` tells why")
+    assert "No models." not in lines
+
+
+def test_events_fit_the_terminal_and_are_whole_lines_for_a_pipe(
+    mp: Callable[..., Ran], etcd: Etcd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "version 3 was taken back at step 1 of 2: 37 of 120 requests failed, where 1 of 100 may"
+    event = Event(1.8e9, "RolledBack", "digits", version=3, text=text, by="leader p")
+    etcd.ctl("put", KEYS.make(EventKey(event_id(event.at, 1))), text=encode_event(event).decode())
+    short = Event(1.8e9 + 1, "RolloutDone", "digits", version=3, text="on 3 instances", by="leader p")
+    etcd.ctl("put", KEYS.make(EventKey(event_id(short.at, 1))), text=encode_event(short).decode())
+    assert len(mp("events").out.splitlines()) == 3
+    monkeypatch.setattr("modelplane.commands.events.terminal_width", lambda stream: 80)
+    assert mp("events").out == (
+        "TIME                  KIND         ABOUT     TEXT\n"
+        "2027-01-15T08:00:00Z  RolledBack   digits@3\n"
+        "                      version 3 was taken back at step 1 of 2: 37 of 120\n"
+        "                      requests failed, where 1 of 100 may\n"
+        "2027-01-15T08:00:01Z  RolloutDone  digits@3  on 3 instances\n"
+    )
+    assert json.loads(mp("events", "-o", "json").out.splitlines()[0])["text"] == text
 
 
 def test_versions_are_told_with_what_lies_on_disk(mp: Callable[..., Ran], etcd: Etcd) -> None:
