@@ -137,28 +137,28 @@ def _document(row: _Row) -> dict[str, Any]:
     figures = None
     if load is not None:
         figures = {
-            "in_flight": load.in_flight,
-            "requests_per_second": load.requests,
-            "errors_per_second": load.errors,
-            "latency_seconds": load.latency,
+            "inFlight": load.in_flight,
+            "requestsPerSecond": load.requests,
+            "errorsPerSecond": load.errors,
+            "latencySeconds": load.latency,
             "queued": load.queued,
         }
     return {
         "instance": row.name,
         "address": record.address,
-        "grpc_port": record.grpc_port,
-        "rest_port": record.rest_port,
+        "grpcPort": record.grpc_port,
+        "restPort": record.rest_port,
         "zone": record.zone,
         "capacity": record.capacity,
         "state": record.state,
         "detail": record.detail,
-        "monitor_version": record.monitor_version,
+        "monitorVersion": record.monitor_version,
         "managed": record.managed,
         "labels": dict(record.labels),
         "memory": record.memory or None,
         "models": {"ready": row.ready, "known": row.known},
         "load": figures,
-        "in_flight_by_envoys": row.by_envoys,
-        "draining_in_flight": row.draining,
+        "inFlightByEnvoys": row.by_envoys,
+        "drainingInFlight": row.draining,
         "conditions": [{"name": condition.name, "text": condition.text} for condition in record.conditions],
     }

@@ -15,6 +15,18 @@ from modelplane.lines import Line, show
 from modelplane.policies.documents import write_document
 
 
+def camel_case(value: Any) -> Any:
+    """A control plane's page, whose keys have underscores as protobuf's do, with keys as all that commands print."""
+    if isinstance(value, Mapping):
+        return {_camel(key): camel_case(one) for key, one in value.items()}
+    return [camel_case(one) for one in value] if isinstance(value, list) else value
+
+
+def _camel(key: str) -> str:
+    first, *rest = key.split("_")
+    return first + "".join(word.capitalize() for word in rest)
+
+
 @dataclass(frozen=True, slots=True)
 class Listing:
     """`kind`: what is listed, in the plural. `lines`: as a table; `items`: the same for machines, by a name of each;

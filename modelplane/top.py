@@ -56,16 +56,16 @@ def documents(usage: Mapping[Servable, Usage]) -> list[dict[str, Any]]:
         {
             "model": model,
             "version": version,
-            "requests_per_second": round(one.requests, 3),
-            "errors_per_second": round(one.errors, 3),
-            "p50_seconds": one.p50,
-            "p99_seconds": one.p99,
-            "in_flight": one.totals.in_progress,
+            "requestsPerSecond": round(one.requests, 3),
+            "errorsPerSecond": round(one.errors, 3),
+            "p50Seconds": one.p50,
+            "p99Seconds": one.p99,
+            "inFlight": one.totals.in_progress,
             "total": {
                 "requests": one.totals.requests,
                 "errors": one.totals.errors,
                 "observed": one.totals.observed,
-                "not_ok": one.totals.observed_errors,
+                "notOk": one.totals.observed_errors,
             },
         }
         for (model, version), one in usage.items()

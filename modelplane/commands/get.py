@@ -16,7 +16,7 @@ from modelplane.envoys import envoys
 from modelplane.errors import FAILURE, OptionError, UserError
 from modelplane.fleet import Picture
 from modelplane.instances import documents, instances
-from modelplane.listing import Listing
+from modelplane.listing import Listing, camel_case
 from modelplane.logs import LogOptions, configure
 from modelplane.planes import PlaneConfig, Report, ask_all, find_planes
 from modelplane.policies import tables
@@ -74,7 +74,7 @@ def command_line() -> CommandLine:
             "modelplane get versions digits --watch",
             "modelplane get instances -o wide",
             "modelplane get envoys -o wide --etcd etcd-0:2379",
-            "modelplane get envoys -o json --control-plane plane-0:18080 | jq '.control_planes[].envoys[].node'",
+            "modelplane get envoys -o json --control-plane plane-0:18080 | jq '.controlPlanes[].envoys[].node'",
         ),
     )
 
@@ -169,10 +169,10 @@ async def _polled(
         reports = await ask_all(await find_planes(fleet, planes), f"/{thing}", planes.timeout)
         lines = envoys(reports, wide=config.output == "wide") if thing == "envoys" else all_quarantined(reports)
         items = {report.plane.name: _document(report) for report in reports}
-        yield Listing("control_planes", lines, items, failed=any(report.error for report in reports))
+        yield Listing("controlPlanes", lines, items, failed=any(report.error for report in reports))
         await asyncio.sleep(_POLL)
 
 
 def _document(report: Report) -> dict[str, Any]:
     told = {"replica": report.plane.name, "http": report.plane.http}
-    return {**told, "error": report.error} if report.error else {**told, **report.page}
+    return {**told, "error": report.error} if report.error else {**told, **camel_case(report.page)}

@@ -71,7 +71,7 @@ def command_line() -> CommandLine:
         examples=(
             "modelplane top",
             "modelplane top -w",
-            "modelplane top digits -o json | jq '.servables[].requests_per_second'",
+            "modelplane top digits -o json | jq '.servables[].requestsPerSecond'",
         ),
     )
 

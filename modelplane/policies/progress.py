@@ -127,8 +127,8 @@ def _figures(totals: VersionTotals) -> dict[str, Any]:
         "requests": totals.requests,
         "errors": totals.errors,
         "observed": totals.observed,
-        "not_ok": totals.observed_errors,
-        "p99_seconds": quantile(totals.latency, _QUANTILE),
+        "notOk": totals.observed_errors,
+        "p99Seconds": quantile(totals.latency, _QUANTILE),
         "compared": totals.compared,
         "differed": totals.differed,
     }
@@ -145,11 +145,11 @@ def _table(rows: Mapping[int, Mapping[str, Any]]) -> list[Line]:
 
 
 def _cells(step: Mapping[str, Any]) -> list[str]:
-    p99 = step["p99_seconds"]
+    p99 = step["p99Seconds"]
     return [
         f"{step['requests']:,}",
         f"{step['errors']:,}",
-        f"{step['not_ok']:,} of {step['observed']:,}" if step["observed"] else "-",
+        f"{step['notOk']:,} of {step['observed']:,}" if step["observed"] else "-",
         "-" if p99 is None else seconds(p99),
         f"{step['differed']:,} of {step['compared']:,}" if step["compared"] else "-",
     ]
@@ -186,8 +186,8 @@ def _document(
     return {
         **told,
         "phase": record.phase.value,
-        "from_version": record.from_version,
-        "to_version": record.to_version,
+        "fromVersion": record.from_version,
+        "toVersion": record.to_version,
         "step": record.step,
         "steps": record.steps,
         "since": record.since,

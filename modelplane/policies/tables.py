@@ -192,6 +192,7 @@ def _document(picture: Picture, view: PolicyView, model: str, rows: list[Version
         for row in rows
     ]
     document["weights"] = {str(one): parts for one, parts in traffic.weights.items()} if traffic else None
+    document["labels"] = dict(traffic.labels) if traffic else None
     document["rollout"] = (
         {
             "phase": rollout.phase,

@@ -109,9 +109,11 @@ async def test_a_fleet_is_looked_into(stack: Stack) -> None:
     table, document = await asyncio.gather(
         modelplane("get", "envoys", *here), modelplane("get", "envoys", "-o", "json", *here)
     )
-    (told,) = json.loads(document.stdout)["control_planes"]
+    (told,) = json.loads(document.stdout)["controlPlanes"]
     assert (told["replica"], told["http"]) == ("plane-0", f"127.0.0.1:{stack.http_port}")
-    assert [envoy["node"] for envoy in told["envoys"]] == ["modelplane-envoy"]
+    (envoy,) = told["envoys"]
+    assert (envoy["node"], envoy["convergedRevision"]) == ("modelplane-envoy", told["convergedRevision"])
+    assert envoy["types"]["CDS"]["ackedRevision"] == envoy["types"]["CDS"]["sentRevision"]
     assert (table.returncode, table.stderr) == (0, "")
     first, second = table.stdout.splitlines()
     assert first.split() == ["ENVOY", "CLIENT", "CONTROL", "PLANE", "SINCE", "STATE"]

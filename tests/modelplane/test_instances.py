@@ -71,10 +71,10 @@ def test_wide_and_json_tell_more() -> None:
     assert len(wide) == 3
     first, second = documents(fleet().picture(0.0))
     assert first["models"] == {"ready": 1, "known": 2}
-    assert first["load"]["latency_seconds"] == 0.027
+    assert first["load"]["latencySeconds"] == 0.027
     assert first["load"]["queued"] is None
     assert (first["managed"], first["labels"], first["memory"]) == (True, {"gpu": "a100"}, 2**30)
-    assert (second["load"], second["draining_in_flight"]) == (None, 3)
+    assert (second["load"], second["drainingInFlight"]) == (None, 3)
 
 
 def test_a_load_that_is_gone_and_one_that_is_nonsense() -> None:
@@ -94,13 +94,13 @@ def test_an_empty_registry() -> None:
 
 def test_what_envoys_say_is_in_flight_is_summed_and_stands_in_where_the_server_tells_nothing() -> None:
     told = fleet()
-    assert documents(told.picture(0.0))[0]["in_flight_by_envoys"] is None
+    assert documents(told.picture(0.0))[0]["inFlightByEnvoys"] is None
     for replica, counts in (("a", {"one": 2, "two": 1}), ("b", {"one": 3})):
         key = KEYS.make(PlaneTrafficKey(replica))
         told.apply(Changes(8, {key: encode_plane_traffic(PlaneTraffic("e", 0.0, {}, counts))}, frozenset()), 1.0)
     told.apply(Changes(9, {}, frozenset({KEYS.make(LoadKey("one"))})), 1.0)
-    assert [row["in_flight_by_envoys"] for row in documents(told.picture(1.0))] == [5, 1]
+    assert [row["inFlightByEnvoys"] for row in documents(told.picture(1.0))] == [5, 1]
     assert instances(told.picture(1.0))[1].text.split()[7] == "5"
     assert told.picture(1.0).revision == 7, "no resource depends on it"
     told.apply(Changes(10, {}, frozenset({KEYS.make(PlaneTrafficKey("b"))})), 2.0)
-    assert documents(told.picture(2.0))[0]["in_flight_by_envoys"] == 2
+    assert documents(told.picture(2.0))[0]["inFlightByEnvoys"] == 2

@@ -93,8 +93,8 @@ def test_lines_of_eighty_characters() -> None:
     ]
     assert lines(usage, whole=True)[1].text.startswith(name)
     first = documents(usage)[0]
-    assert (first["p50_seconds"], first["p99_seconds"]) == (LATENCY_BOUNDS[30], LATENCY_BOUNDS[31])
-    assert first["total"] == {"requests": 20_000, "errors": 500, "observed": 100, "not_ok": 3}
+    assert (first["p50Seconds"], first["p99Seconds"]) == (LATENCY_BOUNDS[30], LATENCY_BOUNDS[31])
+    assert first["total"] == {"requests": 20_000, "errors": 500, "observed": 100, "notOk": 3}
 
 
 async def test_the_command_reads_what_is_written(etcd: Etcd, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,6 +19,7 @@ from modelplane import cli
 from modelplane.access import FleetConfig
 from modelplane.commands.completion import run as print_completion
 from modelplane.errors import ConflictError
+from modelplane.listing import camel_case
 from modelplane.policies.documents import read_documents
 from modelplane.policies.store import HISTORY, Change, Done, policy_store
 from registry.etcd import EtcdClient, EtcdConfig
@@ -29,13 +30,16 @@ from registry.keys import (
     EventKey,
     HistoryKey,
     InstanceKey,
+    Key,
     Keyspace,
+    LoadKey,
     PlaneKey,
     PolicyKey,
     ReadyKey,
     RolloutKey,
     TrafficKey,
 )
+from registry.loads import LoadRecord, encode_load
 from registry.policy.stored import decode_stored, read_stored
 from registry.records import (
     InstanceRecord,
@@ -400,6 +404,47 @@ def test_a_version_that_can_not_be_loaded_is_told_at_once(mp: Callable[..., Ran]
     assert told["notReady"] == [{"version": 4, "instances": ["tfs-0", "tfs-1"], "reason": broken.error}]
     waited = mp("rollout", "status", "digits", "--wait", "--deadline", "0.3")
     assert f"digits: version 4 on tfs-0, tfs-1: {broken.error}\n" in waited.out
+
+
+def keys_of(value: object) -> Iterator[str]:
+    match value:
+        case dict():
+            yield from value
+            for one in value.values():
+                yield from keys_of(one)
+        case list():
+            for one in value:
+                yield from keys_of(one)
+
+
+def test_keys_for_machines_are_spelt_in_one_way(mp: Callable[..., Ran], etcd: Etcd) -> None:
+    """As in policies, and as Kubernetes does."""
+    mp("apply", "-f", "-", text=policy(spec="{basePath: /models/digits, labels: {stable: 3}}"))
+    records: dict[Key, bytes] = {
+        RolloutKey("digits"): encode_rollout(RolloutRecord(Phase.LOADING, 3, 4, generation=1)),
+        TrafficKey("digits"): encode_traffic(TrafficRecord({3: 1}, {"stable": 3})),
+        ReadyKey("digits", 3, "tfs-0"): encode_ready(ReadyRecord(ReadyState.READY, "127.0.0.1", 21000)),
+        InstanceKey("tfs-0"): encode_instance(InstanceRecord("127.0.0.1", 8500, labels={"gpu": "a100"})),
+        LoadKey("tfs-0"): encode_load(LoadRecord(1.0, 1.0, 1.0, 1.0)),
+    }
+    for key, value in records.items():
+        etcd.ctl("put", KEYS.make(key), text=value.decode())
+    found = {thing: json.loads(mp("get", thing, "-o", "json").out) for thing in ("models", "versions", "instances")}
+    found["status"] = json.loads(mp("rollout", "status", "digits", "-o", "json").out)
+    found["why"] = json.loads(mp("why", "digits", "-o", "json").out)
+    assert found["models"]["models"][0]["labels"] == {"stable": 3}
+    assert found["instances"]["instances"][0]["labels"] == {"gpu": "a100"}
+    assert found["instances"]["instances"][0]["load"]["requestsPerSecond"] == 1.0
+    assert (found["status"]["fromVersion"], found["status"]["toVersion"]) == (3, 4)
+    assert {key for key in keys_of(found) if "_" in key or key[:1].isupper()} == set()
+
+
+def test_a_control_planes_page_gets_the_same_keys() -> None:
+    page = {"converged_revision": 1, "envoys": [{"node": "a_b", "types": {"CDS": {"last_error": "at cluster_x"}}}]}
+    assert camel_case(page) == {
+        "convergedRevision": 1,
+        "envoys": [{"node": "a_b", "types": {"CDS": {"lastError": "at cluster_x"}}}],
+    }
 
 
 def test_undo_tells_what_it_went_back_to(mp: Callable[..., Ran]) -> None:
