@@ -34,7 +34,7 @@ def table(picture: Picture, width: int = 100, policies: Iterable[str] = ()) -> l
     ]
     known = {row.model for row in picture.versions}
     versions += [
-        (model, "-", "", f"no instance has it yet; `modelplane why {shlex.quote(model)}` tells why")
+        (model, "-", "", f"on no instance; see `modelplane why {shlex.quote(model)}`")
         for model in sorted(set(policies) - known)
     ]
     versions.sort(key=lambda row: row[0])

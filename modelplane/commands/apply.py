@@ -17,7 +17,7 @@ from modelplane.policies.changing import ChangeConfig
 from modelplane.policies.difference import unified
 from modelplane.policies.files import Wanted, read_files
 from modelplane.policies.store import Change, Done, PolicyStore, Result, policy_store
-from modelplane.policies.waiting import Rollouts, Verdict, follow_rollouts
+from modelplane.policies.waiting import FOR_PLANE, Rollouts, Verdict, follow_rollouts
 from modelplane.table import clean
 from modelplane.who import operator
 
@@ -147,5 +147,6 @@ async def _wait(store: PolicyStore, config: ApplyConfig, wanted: Sequence[Wanted
             await follow_rollouts(store.client, rollouts, show)
     verdicts = [rollouts.verdict(model)[0] for model in rollouts.wanted]
     if Verdict.WAITING in verdicts:
-        sys.stderr.write(f"modelplane apply: not ended after {config.deadline:g} s; the rollout goes on\n")
+        then = "the rollout goes on" if rollouts.planes else f"{FOR_PLANE}; it will carry out what was applied"
+        sys.stderr.write(f"modelplane apply: not ended after {config.deadline:g} s; {then}\n")
     return 0 if all(verdict is Verdict.DONE for verdict in verdicts) else FAILURE

@@ -56,14 +56,17 @@ def progress(model: str, picture: Picture, view: PolicyView) -> Progress:
         verdict = Verdict.DONE if routed and record is None else Verdict.WAITING
         said = "its traffic is as wanted" if verdict is Verdict.DONE else said
         head = f"{model}: {said}"
-        return Progress(verdict, head, (Line(head, _TONES[verdict]),), _document(model, generation, verdict, None, {}))
+        document = {**_document(model, generation, verdict, None, {}), "text": said}
+        return Progress(verdict, head, (Line(head, _TONES[verdict]),), document)
     verdict = _ENDS.get(record.phase, Verdict.WAITING)
     head = f"{model}: {told_strategy(kept.policy)}: {_head(record)}"
     rows = _rows(model, record, kept.policy, picture, view)
     troubles = _troubles(model, picture, rows)
     told = [f"version {version} on {listed(names)}: {why}" for version, why, names in troubles]
-    lines = [Line(head, _TONES[verdict]), *_text(record), *_table(rows), *_not_ready(told)]
-    lines += [*_gates(record), *_refused(record)]
+    lines = [Line(head, _TONES[verdict]), *_text(record)]
+    if verdict is Verdict.WAITING and not picture.planes:
+        lines += [Line("  it stands still:", Tone.BAD), Line(f"  {FOR_PLANE}", Tone.BAD)]
+    lines += [*_table(rows), *_not_ready(told), *_gates(record), *_refused(record)]
     document = _document(model, generation, verdict, record, rows)
     document["notReady"] = [{"version": version, "instances": names, "reason": why} for version, why, names in troubles]
     return Progress(verdict, head, tuple(lines), document, tuple(f"{model}: {one}" for one in told))

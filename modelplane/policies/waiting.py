@@ -20,7 +20,7 @@ from registry.rollouts import Phase, RolloutRecord, decode_rollout
 from registry.traffic import decode_traffic
 
 FOR_LEADER = "waits for the leader of the control planes"
-FOR_PLANE = "no control plane is registered to carry it out; start one: `modelplane control-plane`"
+FOR_PLANE = "no control plane is registered; start one: `modelplane control-plane`"
 
 
 class Verdict(Enum):
@@ -93,7 +93,9 @@ class Rollouts:
             if model in self.routed and self.traffic.get(model, 0) >= generation:
                 return Verdict.DONE, "its traffic is as wanted"
             return Verdict.WAITING, FOR_LEADER if self.planes else FOR_PLANE
-        return _VERDICTS.get(record.phase, Verdict.WAITING), told_rollout(record)
+        verdict, said = _VERDICTS.get(record.phase, Verdict.WAITING), told_rollout(record)
+        stands = verdict is Verdict.WAITING and not self.planes
+        return verdict, f"{said}; it stands still: {FOR_PLANE}" if stands else said
 
     @property
     def finished(self) -> bool:

@@ -369,11 +369,19 @@ def test_waiting_ends_as_the_rollout_does(mp: Callable[..., Ran], etcd: Etcd) ->
     assert (done.code, done.err) == (0, "model digits: done 3 -> 4\n")
     old = mp("apply", "-f", "-", "--wait", "--deadline", "0.2", text=policy(spec="{basePath: /other}"))
     assert old.code == 1
-    nobody = "no control plane is registered to carry it out; start one: `modelplane control-plane`"
+    nobody = "no control plane is registered; start one: `modelplane control-plane`"
     assert old.err.splitlines()[0] == f"model digits: {nobody}"
     assert "not ended after 0.2 s" in old.err
     assert (mp("rollout", "status", "digits").out, mp("rollout", "status", "digits").code) == (f"digits: {nobody}\n", 4)
+    assert json.loads(mp("rollout", "status", "digits", "-o", "json").out)["text"] == nobody
+    assert old.err.splitlines()[-1].endswith("it will carry out what was applied")
+    rollout(Phase.LOADING, 2, "0 of 2")
+    still = mp("apply", "-f", "-", "--wait", "--deadline", "0.2", text=policy(spec="{basePath: /other}"))
+    assert still.err.splitlines()[0] == f"model digits: loading 3 -> 4: 0 of 2; it stands still: {nobody}"
+    assert f"  it stands still:\n  {nobody}\n" in mp("rollout", "status", "digits").out
     etcd.ctl("put", KEYS.make(PlaneKey("p")), text=encode_plane(PlaneRecord(1)).decode())
+    assert "stands still" not in mp("rollout", "status", "digits").out
+    rollout(Phase.DONE, 1)
     for_leader = mp("apply", "-f", "-", "--wait", "--deadline", "0.2", text=policy(spec="{basePath: /other}"))
     assert for_leader.err.splitlines()[0] == "model digits: waits for the leader of the control planes"
     assert "waits for the leader" in mp("rollout", "status", "digits").out
@@ -459,8 +467,8 @@ def test_status_names_models_that_have_nothing_but_a_policy(mp: Callable[..., Ra
     mp("apply", "-f", "-", text=policy("digits"))
     mp("apply", "-f", "-", text=policy("two words"))
     lines = mp("status").out.splitlines()
-    assert lines[1].split(maxsplit=2) == ["digits", "-", "no instance has it yet; `modelplane why digits` tells why"]
-    assert lines[2].endswith("`modelplane why 'two words'` tells why")
+    assert lines[1].split(maxsplit=2) == ["digits", "-", "on no instance; see `modelplane why digits`"]
+    assert lines[2].endswith("see `modelplane why 'two words'`")
     assert "No models." not in lines
 
 

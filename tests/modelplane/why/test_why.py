@@ -312,6 +312,8 @@ digits: canary 5% 50%: stepping 1/2 3 -> 4
   since 2027-01-15 08:00:00 UTC
   step 1 of 2: 5 % to version 4; waits: 40 of 500 requests; gates that are not
   sure yet (errors, p99, different)
+  it stands still:
+  no control plane is registered; start one: `modelplane control-plane`
 
 VERSION  TRAFFIC  READY  REQUESTS  ERRORS  NOT OK      P99    DIFFERED
 3        95%      6/7    1,900     2       2 of 1,900  10 ms  -
