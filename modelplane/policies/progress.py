@@ -73,13 +73,20 @@ def progress(model: str, picture: Picture, view: PolicyView) -> Progress:
 
 
 def _troubles(model: str, picture: Picture, rows: Mapping[int, object]) -> list[tuple[int, str, list[str]]]:
-    """Of each version: why it is not ready, as the servers tell it, and on which instances."""
+    """Of each version: why it is not ready, as the servers tell it, and on which instances. Between two tries a server
+    tells nothing, for it was told to forget the version; then its monitor's condition does."""
     same: dict[tuple[int, str], list[str]] = {}
-    for row in picture.versions:
-        if row.model == model and row.version in rows:
-            for instance, held in row.holdings.items():
-                if held.reason and held.state is not State.READY:
-                    same.setdefault((row.version, held.reason), []).append(instance)
+    for version in rows:
+        held = next((row.holdings for row in picture.versions if (row.model, row.version) == (model, version)), {})
+        for instance, record in picture.instances.items():
+            holding = held.get(instance)
+            why = holding.reason if holding is not None else ""
+            if holding is None or (holding.state is not State.READY and not why):
+                named = f"version {version}:"
+                texts = (one.text for one in record.conditions if one.model == model and named in one.text)
+                why = next((text.partition(named)[2].strip() for text in texts), "")
+            if why and (holding is None or holding.state is not State.READY):
+                same.setdefault((version, why), []).append(instance)
     return [(version, why, names) for (version, why), names in same.items()]
 
 

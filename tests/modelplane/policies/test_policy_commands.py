@@ -42,6 +42,7 @@ from registry.keys import (
 from registry.loads import LoadRecord, encode_load
 from registry.policy.stored import decode_stored, read_stored
 from registry.records import (
+    Condition,
     InstanceRecord,
     PlaneRecord,
     ReadyRecord,
@@ -412,6 +413,21 @@ def test_a_version_that_can_not_be_loaded_is_told_at_once(mp: Callable[..., Ran]
     assert told["notReady"] == [{"version": 4, "instances": ["tfs-0", "tfs-1"], "reason": broken.error}]
     waited = mp("rollout", "status", "digits", "--wait", "--deadline", "0.3")
     assert f"digits: version 4 on tfs-0, tfs-1: {broken.error}\n" in waited.out
+
+
+def test_a_version_that_waits_for_its_next_try_is_told_by_its_condition(mp: Callable[..., Ran], etcd: Etcd) -> None:
+    mp("apply", "-f", "-", text=policy())
+    going_on = RolloutRecord(Phase.LOADING, 3, 4, text="version 4 is ready on 0 of 1 instances", generation=1)
+    etcd.ctl("put", KEYS.make(RolloutKey("digits")), text=encode_rollout(going_on).decode())
+    conditions = (
+        Condition("LoadFailed", "model digits version 4: no variables; tried once", "digits"),
+        Condition("LoadFailed", "model digits version 40: another", "digits"),
+        Condition("LoadFailed", "model other version 4: another", "other"),
+    )
+    record = encode_instance(InstanceRecord("127.0.0.1", 8500, conditions=conditions))
+    etcd.ctl("put", KEYS.make(InstanceKey("tfs-0")), text=record.decode())
+    told = json.loads(mp("rollout", "status", "digits", "-o", "json").out)["notReady"]
+    assert told == [{"version": 4, "instances": ["tfs-0"], "reason": "no variables; tried once"}]
 
 
 def keys_of(value: object) -> Iterator[str]:
