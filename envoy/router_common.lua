@@ -1,6 +1,6 @@
 -- What both model routers share. The control plane joins three pieces into one inline source for Envoy's Lua filter:
--- the pins (`local PINNED = [==[...]==]`) and what operators want of traffic (`local TRAFFIC = [==[...]==]`), this file
--- and router_traffic.lua, and router_grpc.lua or router_rest.lua.
+-- the pins (`local PINNED = [==[...]==]`) and what operators want of traffic (`local TRAFFIC = [==[...]==]`) with whether
+-- somebody reads which model each request was for (`local NAMED = true`), this file and router_traffic.lua, and router_grpc.lua or router_rest.lua.
 --
 -- A model router only says where a request goes: it writes the cluster's name into a header, which the route reads
 -- (`cluster_header`). It knows no list of models: an unknown name is an unknown cluster, and the listener's
@@ -50,6 +50,14 @@ end
 -- Text from a client, fit for a header's value.
 local function printable(text)
   return (gsub(text, "%c", "?"))
+end
+
+-- What the access log and the traces say of a request, where somebody wants them (NAMED).
+local function name_for_log(headers, name, version)
+  headers:replace("x-modelplane-logged-model", printable(name))
+  if version then
+    headers:replace("x-modelplane-logged-version", version)
+  end
 end
 
 -- Digits as TF Serving would print them: 007 is version 7.

@@ -277,6 +277,9 @@ local function route(handle, method, name, encoded, version, label, pinned)
   if encoded ~= name then
     headers:replace(MODEL_TEXT, printable(name))
   end
+  if NAMED then
+    name_for_log(headers, name, version)
+  end
   handle:clearRouteCache()
 end
 

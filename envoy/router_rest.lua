@@ -57,6 +57,9 @@ local function route(handle, headers, name, version, label, verb)
   headers:replace(CLUSTER, cluster)
   headers:replace(NOT_FOUND_TEXT, text)
   headers:replace(MODEL_TEXT, shown)
+  if NAMED then
+    name_for_log(headers, name, version)
+  end
   handle:clearRouteCache()
 end
 

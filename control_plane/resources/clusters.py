@@ -23,7 +23,7 @@ from control_plane.resources.settings import DataPlaneSettings
 from control_plane.resources.wire import string_field
 from registry.policy.model import Balancing, CircuitBreaking, OutlierDetection
 
-_HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 _IPPROTO_TCP, _TCP_USER_TIMEOUT = 6, 18
 
 
@@ -56,7 +56,7 @@ def cluster_message(
     _limit(cluster, settings, tuning.circuit_breaking or CircuitBreaking())
     _eject(cluster, settings, tuning.outlier_detection or OutlierDetection())
     _notice_dead_peers(cluster, settings)
-    cluster.typed_extension_protocol_options[_HTTP_OPTIONS].Pack(_http_options(protocol, settings), deterministic=True)
+    cluster.typed_extension_protocol_options[HTTP_OPTIONS].Pack(_http_options(protocol, settings), deterministic=True)
     return cluster
 
 

@@ -20,7 +20,7 @@ from envoy.extensions.http.early_header_mutation.header_mutation.v3 import heade
 from envoy.extensions.retry.host.previous_hosts.v3 import previous_hosts_pb2
 
 from control_plane.resources import local_replies
-from control_plane.resources.access_logs import observed
+from control_plane.resources.access_logs import logged, observed
 from control_plane.resources.clusters import Protocol, seconds
 from control_plane.resources.names import (
     CLUSTER_HEADER,
@@ -31,9 +31,11 @@ from control_plane.resources.names import (
     REST_LISTENER,
     REST_ROUTER,
     SHADOW_HEADER,
+    TRACING_COLLECTOR,
 )
 from control_plane.resources.resource import Resource, pack
 from control_plane.resources.settings import DataPlaneSettings
+from control_plane.resources.tracing import trace
 
 _LUA = "type.googleapis.com/envoy.extensions.filters.http.lua.v3.Lua"
 _HCM: TypeAlias = http_connection_manager_pb2.HttpConnectionManager
@@ -59,7 +61,7 @@ def _listener(name: str, port: int, manager: _HCM, settings: DataPlaneSettings) 
     listener.enable_reuse_port.value = settings.reuse_port
     network_filter = listener.filter_chains.add().filters.add(name="envoy.filters.network.http_connection_manager")
     network_filter.typed_config.Pack(manager, deterministic=True)
-    return pack(name, listener)
+    return pack(name, listener, requires=frozenset({TRACING_COLLECTOR} if all(settings.collector) else ()))
 
 
 def _manager(name: str, router: str, settings: DataPlaneSettings) -> _HCM:
@@ -81,6 +83,10 @@ def _manager(name: str, router: str, settings: DataPlaneSettings) -> _HCM:
     _drop_internal_headers(manager)
     _add_filters(manager, router, settings)
     manager.access_log.append(observed(name))
+    if settings.access_log:
+        manager.access_log.append(logged(name, settings.access_log))
+    if all(settings.collector):
+        trace(manager, settings.tracing_percent)
     return manager
 
 

@@ -27,6 +27,13 @@ MIRRORED_HEADER = "x-modelplane-mirrored"
 OBSERVE_HEADER = "x-modelplane-observe"
 """The same, of a request whose outcome the access log tells."""
 
+LOGGED_MODEL_HEADER, LOGGED_VERSION_HEADER = "x-modelplane-logged-model", "x-modelplane-logged-version"
+"""For the log and the traces, where the settings want them: the model as its client named it, and the version where the
+request named it or the router chose it."""
+
+TRACING_COLLECTOR = "@tracing"
+"""The cluster that spans are sent to."""
+
 SHADOW_HEADER, COMPARER_HEADER = "x-modelplane-shadow", "x-modelplane-comparer"
 
 

@@ -117,6 +117,37 @@ class DataPlaneSettings:
     # Four large bodies at full speed on one connection.
     connection_window_bytes: int = _setting(64 * MIB, "HTTP/2 flow-control window of one connection")
 
+    # What Envoy writes is for whoever reads its output or that file; the control planes read none of it.
+    access_log: str = _setting(
+        "",
+        "file in which each Envoy logs every request as a line of JSON, /dev/stdout for its output; empty: no log",
+        "PATH",
+    )
+
+    # By name: a collector moves. Each Envoy is sent it as a cluster of its own.
+    tracing_collector: str = _setting(
+        "", "OpenTelemetry collector (OTLP over gRPC) to which each Envoy sends spans; empty: no tracing", "HOST:PORT"
+    )
+    # Envoy draws by itself, whatever a client's traceparent says of sampling, and hands its own decision on.
+    tracing_percent: float = _setting(1.0, "requests that are traced, in percent", "PERCENT")
+
+    @property
+    def named(self) -> bool:
+        """Whether somebody wants to read of each request which model and version it was for."""
+        return bool(self.access_log or self.tracing_collector)
+
+    @property
+    def collector(self) -> tuple[str, int]:
+        """Host and port of tracing_collector; ("", 0) without one. Raises ValueError."""
+        if not self.tracing_collector:
+            return "", 0
+        host, _, port = self.tracing_collector.rpartition(":")
+        if not host or not (port.isascii() and port.isdigit()) or not 0 < int(port) < 65536:
+            raise ValueError(
+                f"tracing_collector: {self.tracing_collector!r} is not HOST:PORT, such as otel-collector:4317"
+            )
+        return host.removeprefix("[").removesuffix("]"), int(port)
+
     def __post_init__(self) -> None:
         """Raise ValueError, naming the field and the mend."""
         try:
@@ -125,7 +156,15 @@ class DataPlaneSettings:
             raise ValueError(
                 f"listen_address: {self.listen_address!r} is no IP address; 0.0.0.0 is every interface"
             ) from None
+        if self.access_log and not self.access_log.startswith("/"):
+            raise ValueError(f"access_log: {self.access_log!r} is no absolute path; /dev/stdout is Envoy's own output")
+        if all(self.collector) and self.on_demand_clusters:
+            raise ValueError(
+                "tracing_collector: an Envoy with on_demand_clusters asks for models' clusters only, so it would never "
+                "get the collector's; use one of the two"
+            )
         for name, low, high in (
+            ("tracing_percent", 0, 100),
             ("grpc_port", 1, 65535),
             ("rest_port", 0, 65535),
             ("on_demand_timeout", 0.001, 60),

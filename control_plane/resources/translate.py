@@ -14,6 +14,7 @@ from control_plane.resources.names import grpc_cluster, rest_cluster
 from control_plane.resources.resource import Resource
 from control_plane.resources.router import router_configs
 from control_plane.resources.settings import DataPlaneSettings
+from control_plane.resources.tracing import collector
 from control_plane.resources.traffic import Routing
 
 
@@ -65,4 +66,4 @@ def fleet_resources(
     has REST (`has_rest`), and a label may mean a version that no instance has; one that isn't among the fleet's
     resources can't be waited for.
     """
-    return (*listeners(settings), *router_configs(pins, settings, routings))
+    return (*collector(settings), *listeners(settings), *router_configs(pins, settings, routings))

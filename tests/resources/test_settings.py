@@ -19,6 +19,9 @@ from control_plane.resources.settings import DataPlaneSettings
         ("max_ejection_percent", 101),
         ("stream_window_bytes", 1),
         ("rest_port", 8500),
+        ("access_log", "access.json"),
+        ("tracing_collector", "collector"),
+        ("tracing_percent", 100.5),
     ],
 )
 def test_a_bad_value_is_refused_by_name(field: str, value: Any) -> None:

@@ -67,7 +67,8 @@ class FileXds:
     def _with_local_endpoints(self, wrapped: any_pb2.Any) -> any_pb2.Any:
         cluster = cluster_pb2.Cluster()
         assert wrapped.Unpack(cluster)
-        self._local(cluster.eds_cluster_config.eds_config, self._path(CLUSTER_LOAD_ASSIGNMENT, cluster.name))
+        if cluster.type == cluster.EDS:
+            self._local(cluster.eds_cluster_config.eds_config, self._path(CLUSTER_LOAD_ASSIGNMENT, cluster.name))
         return _packed(cluster)
 
     def _with_local_router(self, wrapped: any_pb2.Any) -> any_pb2.Any:
