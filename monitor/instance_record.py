@@ -39,6 +39,8 @@ def _most(conditions: tuple[Condition, ...]) -> tuple[Condition, ...]:
     if len(conditions) <= MOST_CONDITIONS:
         return conditions
     more = len(conditions) - MOST_CONDITIONS
+    # The leader decides by what is final.
+    conditions = tuple(sorted(conditions, key=lambda condition: not condition.final))
     return (*conditions[:MOST_CONDITIONS], Condition("More", f"{more} conditions are not listed here"))
 
 

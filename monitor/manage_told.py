@@ -23,8 +23,9 @@ def about_model(
     """The troubles of one model. `late`: its assignment has had the time that a load may take."""
     found: dict[ConditionKey, Condition] = {}
 
-    def say(condition: str, text: str, subject: str = "") -> None:
-        found[condition, name, subject] = Condition(condition, text, name)
+    def say(condition: str, text: str, version: int | None = None, *, final: bool = False) -> None:
+        subject = "" if version is None else str(version)
+        found[condition, name, subject] = Condition(condition, text, name, version, final)
 
     if model.assigned is not None and model.moved_away:
         say("BasePathChanged", _moved(name, model))
@@ -32,15 +33,15 @@ def about_model(
         what, one = f"model {name} version {version}", there.get(version)
         if attempt.given_up:
             mend = f"given up after {tries} tries; it is tried again when its files or its assignment change"
-            say("LoadFailed", f"{what}: {cut(attempt.error, 300)}; {mend}", str(version))
+            say("LoadFailed", f"{what}: {cut(attempt.error, 300)}; {mend}", version, final=True)
         elif attempt.error:
-            say("LoadFailed", f"{what}: {cut(attempt.error, 300)}; it is tried again", str(version))
+            say("LoadFailed", f"{what}: {cut(attempt.error, 300)}; it is tried again", version)
         elif one is not None and one.state is ServableState.AVAILABLE and one.proof is Proof.FAILED:
-            say("ProofFailed", f"{what}: it is loaded, but does not answer: {cut(one.detail, 300)}", str(version))
+            say("ProofFailed", f"{what}: it is loaded, but does not answer: {cut(one.detail, 300)}", version)
         elif late and not (one is not None and one.answers):
             state = "not there" if one is None else str(one.state)
             text = f"{what}: still {state} long after it was assigned; what it replaces does not wait any longer"
-            say("LoadLate", text, str(version))
+            say("LoadLate", text, version)
     if model.kept_old:
         old, new = model.target - model.versions, model.versions
         text = f"model {name}: version {_numbers(old)} is kept, for none of those assigned ({_numbers(new)}) answers"

@@ -78,11 +78,15 @@ class Servable:
 @dataclass(frozen=True, slots=True)
 class Condition:
     """A trouble of an instance that has a name (docs/conditions.md); `text` names what it is about and the mend. It
-    holds while it lasts, so it holds no number that counts up. `model`: the one it is about; empty: all of them."""
+    holds while it lasts, so it holds no number that counts up. `model`: the one it is about; empty: all of them.
+    `version`: the one of them; None: all, or the monitor is older than this field. `final`: nothing is tried any more
+    until somebody changes something."""
 
     name: str
     text: str
     model: str = ""
+    version: int | None = None
+    final: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,10 +281,7 @@ def encode_instance(record: InstanceRecord) -> bytes:
                 }
                 for servable in record.servables
             ],
-            "conditions": [
-                {"name": condition.name, "text": condition.text, "model": condition.model}
-                for condition in record.conditions
-            ],
+            "conditions": [_encode_condition(condition) for condition in record.conditions],
             "managed": record.managed,
             "labels": dict(sorted(record.labels.items())),
             "memory": record.memory,
@@ -299,11 +300,22 @@ def _decode_servable(document: Any) -> Servable:
     )
 
 
+def _encode_condition(condition: Condition) -> dict[str, Any]:
+    document: dict[str, Any] = {"name": condition.name, "text": condition.text, "model": condition.model}
+    if condition.version is not None:
+        document["version"] = condition.version
+    if condition.final:
+        document["final"] = True
+    return document
+
+
 def _decode_condition(document: Any) -> Condition:
     return Condition(
         name=_read(document, "name", _text),
         text=_read(document, "text", _text, ""),
         model=_read(document, "model", _text, ""),
+        version=_read(document, "version", lambda value: None if value is None else _INT64(value), None),
+        final=_read(document, "final", _flag, default=False),
     )
 
 

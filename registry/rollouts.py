@@ -43,7 +43,9 @@ class RolloutRecord:
     """`step`: from 1 to `steps`; 0: none has begun. `since`: Unix seconds, the start of this phase or step. `text`:
     why, in one line. `generation`: the policy's. `refused`: what was rolled back, and is not tried again
     before the policy's generation changes. `base`: by version, the statistics at the step's start, each as JSON (a
-    VersionTotals of registry/plane_traffic.py); `observed`: what the gates saw last, as JSON for people."""
+    VersionTotals of registry/plane_traffic.py); `observed`: what the gates saw last, as JSON for people. `tried`: by
+    instance, the versions that it could not load, so that its copy went elsewhere; it gets none of them again before
+    the policy's generation changes."""
 
     phase: Phase
     from_version: int | None = None
@@ -56,6 +58,7 @@ class RolloutRecord:
     refused: tuple[int, ...] = ()
     base: Mapping[str, Any] = field(default_factory=dict)
     observed: Mapping[str, Any] = field(default_factory=dict)
+    tried: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 def encode_rollout(record: RolloutRecord) -> bytes:
@@ -74,6 +77,11 @@ def encode_rollout(record: RolloutRecord) -> bytes:
             "base": dict(sorted(record.base.items())),
             "observed": dict(sorted(record.observed.items())),
         }
+        | (
+            {"tried": {name: {"versions": sorted(some)} for name, some in sorted(record.tried.items())}}
+            if record.tried
+            else {}
+        )
     )
 
 
@@ -92,4 +100,9 @@ def decode_rollout(raw: bytes) -> RolloutRecord:
         tuple(sorted(read_field(document, "refused", read_rows(read_int64), ()))),
         read_field(document, "base", read_members(read_text, lambda value: value), {}),
         read_field(document, "observed", read_members(read_text, lambda value: value), {}),
+        read_field(document, "tried", read_members(read_text, _read_tried), {}),
     )
+
+
+def _read_tried(row: Any) -> tuple[int, ...]:
+    return tuple(sorted(read_rows(read_int64)(row.get("versions", ()))))

@@ -15,11 +15,14 @@ from control_plane.planning.view import Copy
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """`targets`: where it shall be; `leavers`: where it is and shall not; `short`: copies that nobody can take."""
+    """`targets`: where it shall be; `leavers`: where it is and shall not; `short`: copies that nobody can take;
+    `stuck`: targets that are of no use, and that nobody can take the place of; `broken`: leavers for that reason."""
 
     targets: tuple[Copy, ...]
     leavers: tuple[Copy, ...]
     short: int = 0
+    stuck: int = 0
+    broken: tuple[Copy, ...] = ()
 
 
 def place(
@@ -27,9 +30,11 @@ def place(
     others: Callable[[], Iterable[Copy]],
     replicas: int | None,
     fits: Callable[[Copy], bool],
+    broken: Callable[[Copy], bool] = lambda copy: False,
 ) -> Placement:
     """`copies`: the instances to which the model is assigned; `others`: those to which it could be; `fits`: whether
-    one of the latter has the files and the room. `replicas` None: all that match."""
+    one of the latter has the files and the room; `broken`: whether one of the former is of no use where it is, and may
+    be elsewhere. `replicas` None: all that match."""
     staying = [copy for copy in copies if not copy.gone]
     leavers = [copy for copy in copies if copy.gone]
     if replicas is None:
@@ -40,7 +45,15 @@ def place(
     staying = [copy for copy in staying if copy not in surplus]
     missing = replicas - len(staying)
     added = _choose(staying, [copy for copy in others() if copy.usable and fits(copy)], missing) if missing > 0 else []
-    return Placement((*staying, *added), (*leavers, *surplus), max(0, missing - len(added)))
+    short = max(0, missing - len(added))
+    useless = [copy for copy in staying if broken(copy)]
+    taken = {copy.instance for copy in added}
+    free = [copy for copy in others() if copy.usable and fits(copy) and copy.instance not in taken] if useless else []
+    instead = _choose([copy for copy in (*staying, *added) if copy not in useless], free, len(useless))
+    moved = useless[: len(instead)]
+    rest = [copy for copy in staying if copy not in moved]
+    leavers = [*leavers, *surplus, *moved]
+    return Placement((*rest, *added, *instead), tuple(leavers), short, len(useless) - len(moved), tuple(moved))
 
 
 def _choose(staying: Iterable[Copy], candidates: list[Copy], count: int) -> list[Copy]:
@@ -60,7 +73,15 @@ def _surplus(staying: Iterable[Copy], count: int) -> list[Copy]:
         zones = Counter(copy.zone for copy in rest)
         worst = min(
             rest,
-            key=lambda copy: (copy.alive, len(copy.ready), -zones[copy.zone], copy.free, -copy.load, copy.instance),
+            key=lambda copy: (
+                copy.alive,
+                len(copy.ready),
+                not copy.given_up,
+                -zones[copy.zone],
+                copy.free,
+                -copy.load,
+                copy.instance,
+            ),
         )
         rest.remove(worst)
         leaving.append(worst)

@@ -93,6 +93,10 @@ class Planner:
     ) -> None:
         self._state, self._now = state, now
         self._suspects, self._settings, self._source = suspects, settings, source
+        self._broken: frozenset[str] = frozenset()
+        """Of the model that is planned, the instances that its copies leave because they can't load it."""
+        self._tried: Mapping[str, frozenset[int]] = {}
+        """Of the model that is planned, by instance: what failed there before, so that its copy went elsewhere."""
         self._states: dict[str, dict[int, ReadyState]] = {}
         """Of the model that is planned, by instance."""
         self._assigned: dict[str, dict[str, AssignedModel]] = {}
@@ -144,7 +148,12 @@ class Planner:
         for (version, one), ready in state.ready.get(name, {}).items():
             self._states.setdefault(one, {})[version] = ready
         rollout = state.rollouts.get(name)
-        refused = rollout.refused if rollout is not None and rollout.generation == wish.generation else ()
+        present = rollout is not None and rollout.generation == wish.generation
+        refused = rollout.refused if rollout is not None and present else ()
+        tried = rollout.tried if rollout is not None and present else {}
+        self._tried = {one: frozenset(versions) for one, versions in tried.items()}
+        self._broken, stuck = frozenset(), 0
+        untried = replace(rollout, tried={}) if rollout is not None else None
         mirrored = self._mirrored(name)
         if not policy.base_path:
             copies = tuple(self._copy(one, name, policy) for one in sorted(self._states))
@@ -153,17 +162,29 @@ class Planner:
             copies = tuple(self._copy(one, name, policy) for one in sorted(state.holders.get(name, ())))
             others = self._others(name, policy)
             must = self._must(name, policy, copies, others, refused)
-            placement = place(copies, others, policy.replicas, lambda copy: self._fits(copy, name, must))
+            needed = must | mirrored | policy.named_versions | self._instead(policy, copies, refused)
+            # Nothing goes elsewhere before it is written where it was: nobody would know, and it would come back.
+            may_move = present and not policy.paused
+            placement = place(
+                copies,
+                others,
+                policy.replicas,
+                lambda copy: self._fits(copy, name, must),
+                lambda copy: may_move and _is_broken(copy, needed),
+            )
+            stuck = placement.stuck
+            self._note_broken(placement.broken, needed)
             targets, leavers, short = placement.targets, placement.leavers, placement.short
         there = frozenset(v for copy in targets for v in copy.on_disk | copy.ready)
         view = View(
-            name, wish, targets, leavers, there, mirrored=mirrored, traffic=state.traffic.get(name), rollout=rollout,
-            short=short, size=lambda version: state.size(name, version),
+            name, wish, targets, leavers, there, mirrored=mirrored, traffic=state.traffic.get(name),
+            rollout=untried, short=short, size=lambda version: state.size(name, version),
         )  # fmt: skip
         wanted = choose_versions(policy.versions, there, view.hopeless, refused)
         goal = max(wanted, default=None)
         return View(
-            name, wish, targets, leavers, there, wanted, goal, mirrored, view.traffic, rollout, short, view.size
+            name, wish, targets, leavers, there, wanted, goal, mirrored, view.traffic, view.rollout, short, view.size,
+            stuck,
         )  # fmt: skip
 
     def _must(
@@ -185,6 +206,25 @@ class Planner:
         if policy.versions.specific or not there:
             return wanted
         return wanted | {max(there, key=lambda version: (there[version], version))}
+
+    def _note_broken(self, copies: Iterable[Copy], needed: frozenset[int]) -> None:
+        self._broken = frozenset(copy.instance for copy in copies)
+        if not self._broken:
+            return
+        # What is older than all that is needed is not asked for again.
+        tried = {one: frozenset(v for v in some if v >= min(needed)) for one, some in self._tried.items()}
+        tried |= {one.instance: (one.given_up & needed) | tried.get(one.instance, frozenset()) for one in copies}
+        self._tried = {one: some for one, some in tried.items() if some}
+
+    def _instead(self, policy: Policy, copies: tuple[Copy, ...], refused: Iterable[int]) -> frozenset[int]:
+        """The versions that are wanted where the copies are, older ones in place of those that all failed to load."""
+
+        def hopeless(version: int) -> bool:
+            there = [copy for copy in copies if copy.usable and version in copy.on_disk]
+            return bool(there) and all(version in copy.given_up and version not in copy.answered for copy in there)
+
+        there = {version for copy in copies for version in copy.on_disk | copy.ready}
+        return choose_versions(policy.versions, there, hopeless, refused)
 
     def _mirrored(self, name: str) -> frozenset[int]:
         mirrors = (self._state.wishes[other].policy.mirror for other in self._state.mirrored_by.get(name, ()))
@@ -230,6 +270,7 @@ class Planner:
             held=here.held.get(name, frozenset()),
             free=self._free(one, instance),
             load=len(self._models(one)),
+            given_up=here.given_up.get(name, frozenset()),
         )
 
     def _models(self, one: str) -> Mapping[str, AssignedModel]:
@@ -242,7 +283,7 @@ class Planner:
         return instance.memory - self._state.used(one) - self._freed.get(one, 0.0)
 
     def _fits(self, copy: Copy, name: str, must: frozenset[int]) -> bool:
-        there = copy.on_disk & must
+        there = (copy.on_disk & must) - self._tried.get(copy.instance, frozenset())
         return bool(there) and min(self._state.size(name, v) for v in there) <= copy.free
 
     # -- what to write
@@ -252,8 +293,11 @@ class Planner:
         damaged = self._state.damaged
         if resolved.traffic is not None and (resolved.traffic != view.traffic or TrafficKey(name) in damaged):
             self._traffic[name] = resolved.traffic
-        if resolved.rollout is not None and (resolved.rollout != view.rollout or RolloutKey(name) in damaged):
-            self._rollouts[name] = resolved.rollout
+        rollout = resolved.rollout or self._state.rollouts.get(name)
+        if rollout is not None and self._tried and rollout.generation == view.wish.generation:
+            rollout = replace(rollout, tried={one: tuple(sorted(some)) for one, some in self._tried.items()})
+        if rollout is not None and (rollout != self._state.rollouts.get(name) or RolloutKey(name) in damaged):
+            self._rollouts[name] = rollout
         self._events += resolved.events
 
     def _assign(self, view: View, resolved: Resolved) -> None:
@@ -293,11 +337,19 @@ class Planner:
         self._freed[one] = self._freed.get(one, 0.0) + taken - sum(self._state.size(name, v) for v in old - new - held)
         if model is None:
             del self._assigned[one][name]
-            self._tell("ModelRemoved", name, one, text="its copy here is unloaded")
+            self._tell_removed(name, one)
         else:
             self._assigned[one][name] = model
             if not told:
                 self._tell("ModelPlaced", name, one, text=f"with version {', '.join(map(str, model.versions))}")
+
+    def _tell_removed(self, name: str, one: str) -> None:
+        if one in self._broken:
+            which = ", ".join(map(str, sorted(self._tried.get(one, ()))))
+            text = f"version {which} can't be loaded here; this copy goes elsewhere until the policy or version changes"
+            self._tell("CopyMoved", name, one, text=text)
+        else:
+            self._tell("ModelRemoved", name, one, text="its copy here is unloaded")
 
     def _release(self, name: str) -> None:
         for one in sorted(self._state.holders.get(name, ())):
@@ -305,6 +357,7 @@ class Planner:
 
     def _remove(self, name: str) -> None:
         """No policy: what modelplane loaded is unloaded once it is drained, and routed as if there never was one."""
+        self._broken = frozenset()
         self._release(name)
         if name in self._state.traffic:
             self._traffic[name] = None
@@ -315,7 +368,12 @@ class Planner:
 
     def _wait(self, view: View, resolved: Resolved) -> None:
         # Not those whose turn to load has not come: they are touched when it does.
-        wanting = view.short > 0 or not view.targets or any(self._has_no_room(view, copy) for copy in view.targets)
+        wanting = (
+            view.short > 0
+            or view.stuck > 0
+            or not view.targets
+            or any(self._has_no_room(view, copy) for copy in view.targets)
+        )
         (self._state.waiting.add if wanting and view.managed else self._state.waiting.discard)(view.name)
         times = [resolved.look_at] if resolved.look_at is not None else []
         for copy in view.targets:
@@ -331,6 +389,12 @@ class Planner:
 
     def _tell(self, kind: str, model: str, instance: str, *, text: str) -> None:
         self._events.append(Event(self._now, kind, model, instance, text=text))
+
+
+def _is_broken(copy: Copy, needed: frozenset[int]) -> bool:
+    """Whether all that a copy is for failed to load there, and is not tried again."""
+    there = copy.on_disk & needed
+    return copy.alive and copy.usable and bool(there) and there <= copy.given_up and not copy.answered & needed
 
 
 def _matches(policy: Policy, instance: Instance) -> bool:

@@ -38,6 +38,7 @@ from registry.plane_traffic import TrafficSum, decode_plane_traffic
 from registry.policy.model import Policy
 from registry.policy.stored import read_stored
 from registry.records import (
+    Condition,
     InstanceRecord,
     PlaneRecord,
     ReadyState,
@@ -57,7 +58,7 @@ MEMORY_FACTOR = 1.2
 graph. A guess on the safe side; what an instance may hold at all is said by its monitor."""
 
 _OCCUPIES = (ServableState.START, ServableState.LOADING, ServableState.AVAILABLE, ServableState.UNLOADING)
-_FINAL = ("ProofFailed", "LoadLate")
+_UNSERVED = ("ProofFailed", "LoadLate")
 _VERSION = re.compile(r" version (\d{1,19}): ")
 T = TypeVar("T")
 
@@ -73,7 +74,8 @@ class Wish:
 @dataclass(frozen=True, slots=True)
 class Instance:
     """What matters of an instance's record. `memory`: bytes for models, 0: unknown. By model, `held`: the versions that
-    take memory on it; `failed`: those that it will not serve unless something changes, and why."""
+    take memory on it; `failed`: those that it will not serve unless something changes, and why; `given_up`: those
+    of them whose loading failed, and which it does not try again by itself."""
 
     managed: bool
     zone: str = ""
@@ -81,6 +83,7 @@ class Instance:
     memory: int = 0
     held: Mapping[str, frozenset[int]] = field(default_factory=dict)
     failed: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
+    given_up: Mapping[str, frozenset[int]] = field(default_factory=dict)
 
 
 class FleetState:
@@ -186,7 +189,7 @@ class FleetState:
     def _instance_changed(self, name: str, value: bytes | None, now: float) -> None:
         record = self._decoded(InstanceKey(name), value, decode_instance)
         before = self.instances.get(name)
-        after = _instance(record) if record is not None else None
+        after = instance_of(record) if record is not None else None
         if after == before:
             return
         _keep(self.instances, name, after)
@@ -196,6 +199,7 @@ class FleetState:
             self._fleet_changed(name)
         else:
             self.touched |= _different(before.held, after.held) | _different(before.failed, after.failed)
+            self.touched |= _different(before.given_up, after.given_up)
             if before.held != after.held:
                 self.touched |= self.waiting
         if before is not None and after is not None:
@@ -363,7 +367,8 @@ def _different(before: Mapping[str, T], after: Mapping[str, T]) -> set[str]:
     return {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
 
 
-def _instance(record: InstanceRecord) -> Instance:
+def instance_of(record: InstanceRecord) -> Instance:
+    """What matters of a record."""
     held: defaultdict[str, set[int]] = defaultdict(set)
     failed: defaultdict[str, dict[int, str]] = defaultdict(dict)
     for one in record.servables:
@@ -371,10 +376,31 @@ def _instance(record: InstanceRecord) -> Instance:
             held[one.model].add(one.version)
         elif one.error and not record.managed:
             failed[one.model][one.version] = one.error
+    given_up: defaultdict[str, set[int]] = defaultdict(set)
     for condition in record.conditions:
-        final = condition.name in _FINAL or (condition.name == "LoadFailed" and "given up" in condition.text)
-        # The monitor names the version in its text alone (monitor/manage_told.py).
-        if final and (version := _VERSION.search(condition.text)) is not None:
-            failed[condition.model][int(version[1])] = condition.text
-    holds = {model: frozenset(versions) for model, versions in held.items()}
-    return Instance(record.managed, record.zone, dict(record.labels), record.memory, holds, dict(failed))
+        version, final = _version(condition), _is_final(condition)
+        if version is None or not (final or condition.name in _UNSERVED):
+            continue
+        failed[condition.model][version] = condition.text
+        if final:
+            given_up[condition.model].add(version)
+    return Instance(
+        record.managed, record.zone, dict(record.labels), record.memory,
+        _frozen(held), dict(failed), _frozen(given_up),
+    )  # fmt: skip
+
+
+def _version(condition: Condition) -> int | None:
+    if condition.version is not None:
+        return condition.version
+    # A monitor older than that field names it in its text alone.
+    found = _VERSION.search(condition.text)
+    return int(found[1]) if found is not None else None
+
+
+def _is_final(condition: Condition) -> bool:
+    return condition.name == "LoadFailed" and (condition.final or "given up after " in condition.text)
+
+
+def _frozen(versions: Mapping[str, set[int]]) -> dict[str, frozenset[int]]:
+    return {model: frozenset(some) for model, some in versions.items()}

@@ -23,7 +23,7 @@ class Copy:
     `usable`: it may be assigned more. `told`: what lies on its disk is known, where that matters. `gone`: its copy is
     to be somewhere else. `assigned`: None: the model is not. `ready`: READY versions; `answered`: those that are or
     were, and are not on their way out. `free`: bytes of memory; `held`: versions that take memory here; `load`: models
-    that are assigned to it."""
+    that are assigned to it; `given_up`: versions that failed to load here, and are not tried again by themselves."""
 
     instance: str
     zone: str = ""
@@ -39,6 +39,7 @@ class Copy:
     held: frozenset[int] = frozenset()
     free: float = inf
     load: int = 0
+    given_up: frozenset[int] = frozenset()
 
     @property
     def has(self) -> frozenset[int]:
@@ -61,7 +62,8 @@ class Copy:
 class View:
     """One model. `targets`: where it shall be; `leavers`: where it is and shall not. `candidates`: the versions that
     could be loaded or answer already; `wanted`: those that the policy chooses; `goal`: the newest of them, to which
-    `follow: latest` goes. `mirrored`: versions to which other models' policies mirror. `size`: bytes by version."""
+    `follow: latest` goes. `mirrored`: versions to which other models' policies mirror. `size`: bytes by version.
+    `stuck`: how many targets can't load what they are to have."""
 
     name: str
     wish: Wish
@@ -75,6 +77,7 @@ class View:
     rollout: RolloutRecord | None = None
     short: int = 0
     size: Callable[[int], float] = field(default=lambda version: 0.0, compare=False)
+    stuck: int = 0
 
     @property
     def managed(self) -> bool:

@@ -104,10 +104,10 @@ def _told(name: str, ready: ReadyRecord | None, servable: Servable | None) -> Pl
 def _conditions(name: str, record: InstanceRecord, model: str, version: int) -> Place | None:
     """Troubles with a name: those that name the version first, then those of the model, then those of the instance."""
     for one in record.conditions:
-        if one.model == model and f"version {version}:" in one.text:
+        if one.model == model and (one.version == version or f"version {version}:" in one.text):
             return Place(name, "failed", f"{one.name}: {one.text}")
     for one in record.conditions:
-        if one.model == model and " version " not in one.text.partition(":")[0]:
+        if one.model == model and one.version is None and " version " not in one.text.partition(":")[0]:
             return Place(name, LEFT_OUT, f"{one.name}: {one.text}")
     for one in record.conditions:
         if not one.model and one.name == "AssignmentUnreadable":
@@ -128,6 +128,10 @@ def _unplaced(facts: Facts, record: InstanceRecord, policy: Policy, version: int
     assigned = _assigned(facts, name, policy.name)
     if assigned is not None and version in assigned.versions:
         return Place(name, "waiting", "it is assigned; its monitor has not begun to load it")
+    rollout = facts.policies.rollouts.get(policy.name)
+    if assigned is None and rollout is not None and version in rollout.tried.get(name, ()):
+        said = "it could not be loaded there, so its copy went elsewhere until the policy or version changes"
+        return Place(name, LEFT_OUT, said)
     if said := _no_room(facts, record, policy.name, version, name):
         return Place(name, LEFT_OUT, said)
     if assigned is not None:

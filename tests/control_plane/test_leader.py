@@ -33,7 +33,15 @@ from registry.keys import (
 )
 from registry.leaders import LeaderRecord, decode_leader, encode_leader
 from registry.policy.stored import StoredPolicy, encode_stored
-from registry.records import InstanceRecord, InstanceState, ReadyRecord, ReadyState, encode_instance, encode_ready
+from registry.records import (
+    Condition,
+    InstanceRecord,
+    InstanceState,
+    ReadyRecord,
+    ReadyState,
+    encode_instance,
+    encode_ready,
+)
 from registry.rollouts import Phase, decode_rollout
 from registry.traffic import decode_traffic
 from tests.support.etcd import Etcd
@@ -256,3 +264,19 @@ async def decided(client: EtcdClient) -> dict[str, int]:
     """All that leaders write, with the revision of each key's last write."""
     prefixes = (SPACE.assignments, SPACE.traffic, SPACE.rollouts, SPACE.events)
     return {entry.key: entry.mod_revision for one in prefixes for entry in (await client.list(one)).entries}
+
+
+async def test_a_copy_that_its_instance_gave_up_goes_to_another(client: EtcdClient) -> None:
+    """Waits for the leader to place it, and for it to place it anew."""
+    for name in ("i0", "i1"):
+        await registers(client, name, {"m": (1,)})
+    await applies(client, "m", instances={"replicas": 1})
+    async with leading(client, "p"):
+        await until("the copy to be placed", lambda: assigned(client, "i0"), {"m": (1,)})
+        failed = (Condition("LoadFailed", "model m version 1: no such op", "m", 1, final=True),)
+        await registers(client, "i0", {"m": (1,)}, conditions=failed)
+        await until("the copy to be moved", lambda: assigned(client, "i1"), {"m": (1,)})
+        assert await assigned(client, "i0") == {}
+        entry = await client.get(SPACE.make(RolloutKey("m")))
+        assert entry is not None
+        assert decode_rollout(entry.value).tried == {"i0": (1,)}

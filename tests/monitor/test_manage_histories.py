@@ -262,6 +262,8 @@ def test_what_fails_is_tried_again_with_pauses_and_given_up_until_its_files_chan
     assert pauses[-1] >= 40
     assert [one.name for one in world.conditions()] == ["LoadFailed"]
     assert "given up after 5 tries" in world.conditions()[0].text
+    assert world.conditions()[0].final
+    assert world.conditions()[0].version is not None
     assert world.sim.available("b") == {1}
     world.sim.broken.clear()
     world.run(30.0)

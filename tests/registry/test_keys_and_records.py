@@ -66,6 +66,14 @@ SERVABLES = st.builds(
     proof=st.sampled_from(Proof),
     proof_detail=st.text(max_size=20),
 )
+CONDITIONS = st.builds(
+    Condition,
+    NAMES,
+    st.text(max_size=20),
+    st.text(max_size=5),
+    st.none() | st.integers(0, 2**63 - 1),
+    st.booleans(),
+)
 INSTANCES = st.builds(
     InstanceRecord,
     address=NAMES,
@@ -77,7 +85,7 @@ INSTANCES = st.builds(
     state=st.sampled_from(InstanceState),
     detail=st.text(max_size=20),
     servables=st.lists(SERVABLES, max_size=4).map(tuple),
-    conditions=st.lists(st.builds(Condition, NAMES, st.text(max_size=20), st.text(max_size=5)), max_size=3).map(tuple),
+    conditions=st.lists(CONDITIONS, max_size=3).map(tuple),
     managed=st.booleans(),
     labels=st.dictionaries(NAMES, st.text(max_size=10), max_size=3),
     memory=VERSIONS,
@@ -160,8 +168,8 @@ def test_instance_records_survive_and_fit_the_schema(record: InstanceRecord) -> 
     assert [(s.model, s.version, s.proof) for s in message.servables] == [
         (s.model, s.version, s.proof) for s in record.servables
     ]
-    assert [(c.name, c.text, c.model) for c in message.conditions] == [
-        (c.name, c.text, c.model) for c in record.conditions
+    assert [(c.name, c.text, c.model, c.final) for c in message.conditions] == [
+        (c.name, c.text, c.model, c.final) for c in record.conditions
     ]
     always = json_format.MessageToJson(message, always_print_fields_with_no_presence=True)
     assert decode_instance(always.encode()) == record

@@ -74,6 +74,7 @@ ROLLOUTS = st.builds(
     st.lists(VERSIONS, max_size=3).map(sorted).map(tuple),
     FIGURES,
     FIGURES,
+    st.dictionaries(NAMES, st.lists(VERSIONS, max_size=3).map(sorted).map(tuple), max_size=3),
 )
 EVENTS = st.builds(Event, TIMES, NAMES, NAMES, NAMES, st.none() | VERSIONS, NAMES, NAMES)
 FOUND = st.builds(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -81,14 +82,18 @@ class PlannedFleet:
         self.settings = Settings(grace)
         self.events: list[Event] = []
         self.generations: dict[str, int] = {}
+        self.documents: dict[str, Mapping[str, Any]] = {}
         self.entries: dict[str, bytes] = {}
         self.leaders = 0
+        self.tries: Counter[tuple[str, str, int]] = Counter()
+        """Loads that came to an end, by instance, model and version."""
 
     # -- the operator
 
     def apply(self, policy: Mapping[str, Any]) -> None:
         name = str(policy["metadata"]["name"])
         self.generations[name] = self.generations.get(name, 0) + 1
+        self.documents[name] = policy
         self.put({PolicyKey(name): encode_stored(StoredPolicy(policy, self.generations[name], self.now))})
 
     def delete(self, model: str) -> None:
@@ -157,6 +162,7 @@ class PlannedFleet:
 
     def finish(self, name: str, model: str, version: int, *, good: bool = True) -> None:
         server = self.servers[name]
+        self.tries[name, model, version] += 1
         if good:
             server.held[model, version] = ReadyState.READY
             self.put({ReadyKey(model, version, name): _ready(ReadyState.READY)})
@@ -172,7 +178,8 @@ class PlannedFleet:
         states = {ReadyState.LOADING: ServableState.LOADING, ReadyState.READY: ServableState.AVAILABLE}
         servables = [Servable(model, version, states[state]) for (model, version), state in sorted(server.held.items())]
         failures = [
-            Condition("LoadFailed", f"model {m} version {v}: broken; given up", m) for m, v in sorted(server.failed)
+            Condition("LoadFailed", f"model {m} version {v}: broken", m, v, final=True)
+            for m, v in sorted(server.failed)
         ]
         record = InstanceRecord(
             "127.0.0.1", 1, zone=server.zone, state=InstanceState.SERVING, servables=tuple(servables),
@@ -218,14 +225,14 @@ class PlannedFleet:
         self.write(decisions)
         return decisions
 
-    def settle(self, rounds: int = 400) -> None:
-        """Until nothing moves any more."""
+    def settle(self, rounds: int = 400, bad: Container[tuple[str, str, int]] = ()) -> None:
+        """Until nothing moves any more. `bad`: what fails to load, by instance, model and version."""
         for _ in range(rounds):
             decisions = self.step()
             moved = self.obey()
             loading = self.loading()
             for one in loading:
-                self.finish(*one)
+                self.finish(*one, good=one not in bad)
             if not (decisions or moved or loading or self.state.touched):
                 return
         raise AssertionError(f"it does not come to rest: {decisions}")

@@ -198,6 +198,10 @@ class Histories(RuleBasedStateMachine):
             for files in server.disk.values():
                 files.update(dict.fromkeys((1, 2, 3, 4), SIZE))
             fleet.tell(name)
+        for model in MODELS:
+            if model in fleet.state.wishes:
+                # So that what could not be loaded somewhere is tried there again.
+                fleet.apply(fleet.documents[model])
         fleet.settle()
         for model in MODELS:
             if (wish := fleet.state.wishes.get(model)) is not None and not wish.policy.paused and not self.memory:

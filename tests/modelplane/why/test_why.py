@@ -211,6 +211,21 @@ def test_every_instance_has_its_reason(mp: Run, etcd: Etcd) -> None:
     assert max(map(len, out.splitlines())) <= 80
 
 
+def test_an_instance_whose_copy_went_elsewhere(mp: Run, etcd: Etcd) -> None:
+    stored = StoredPolicy(document(instances={"replicas": 1}), 7, AT)
+    rollout = RolloutRecord(Phase.DONE, None, 4, generation=7, tried={"moved": (4,)})
+    policy: dict[Key, bytes] = {
+        PolicyKey("digits"): encode_stored(stored),
+        RolloutKey("digits"): encode_rollout(rollout),
+    }
+    write(etcd, {**policy, InstanceKey("moved"): instance(), DiskKey("moved"): disk(4)})
+    _, out, _ = mp("why", "digits@4")
+    told = (
+        "moved: left out: it could not be loaded there, so its copy went elsewhere until the policy or version changes"
+    )
+    assert told in " ".join(out.split())
+
+
 def test_a_model_a_version_and_a_label_and_what_does_not_answer(mp: Run, etcd: Etcd) -> None:
     write(etcd, FLEET)
     code, out, _ = mp("why", "digits")
