@@ -48,8 +48,9 @@ def collector(settings: DataPlaneSettings) -> tuple[Resource, ...]:
     host, port = settings.collector
     if not host:
         return ()
-    cluster = cluster_pb2.Cluster(name=TRACING_COLLECTOR, type=cluster_pb2.Cluster.STRICT_DNS)
-    # Both families, tried one after the other: the default takes an IPv6 address, if there is one, for the only one.
+    cluster = cluster_pb2.Cluster(name=TRACING_COLLECTOR, type=cluster_pb2.Cluster.LOGICAL_DNS)
+    # One host, whose addresses of both families are tried one after the other; the default knows only IPv6's, if it has
+    # one.
     cluster.dns_lookup_family = cluster_pb2.Cluster.ALL
     cluster.connect_timeout.CopyFrom(seconds(settings.connect_timeout))
     # A cluster whose name has no address yet would keep an Envoy from starting for as long as that is so.

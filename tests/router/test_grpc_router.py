@@ -231,7 +231,7 @@ async def test_a_client_cannot_name_a_cluster_by_itself(fleet: Fleet, echo: Echo
 async def test_a_router_that_fails_lets_nobody_choose_a_cluster(
     fleet: Fleet, echo: EchoServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(router, "lua_source", lambda *_: "function envoy_on_request(handle) error('broken') end")
+    monkeypatch.setattr(router, "lua_source", lambda *_, **__: "function envoy_on_request(handle) error('broken') end")
     await start(fleet, echo)
     answer = await fleet.call(request("m"), x_modelplane_cluster="m")
     assert (answer.code, answer.details) == (grpc.StatusCode.INTERNAL, "The model router failed on this request")
