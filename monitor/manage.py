@@ -88,13 +88,17 @@ class ManagedModel:
     """Those of the retired ones that have left the configuration: the server may be about to unload them."""
     attempts: dict[int, Attempt] = field(default_factory=dict)
     kept_old: bool = False
+    unloading: bool = False
+    """All that is there was to go before it was assigned again, from another folder: it goes first."""
 
     @property
     def versions(self) -> frozenset[int]:
         """Those that are assigned, as far as they can be loaded beside what is there."""
         if self.assigned is None:
             return frozenset()
-        return self.target if self.moved_away else frozenset(self.assigned.versions)
+        if self.moved_away:
+            return frozenset() if self.unloading else self.target
+        return frozenset(self.assigned.versions)
 
     @property
     def moved_away(self) -> bool:
@@ -143,6 +147,7 @@ class Manage:
         model.assigned, model.since = wanted, now
         if wanted is None:
             model.attempts.clear()
+            model.unloading = True
             return
         if not model.target or not model.base_path:
             model.base_path, model.platform = wanted.base_path, wanted.platform
@@ -290,12 +295,14 @@ class Manage:
         out = {version for version, attempt in model.attempts.items() if attempt.out} if not model.moved_away else set()
         model.target = (assigned - out) | (leaving - gone)
         model.dropped |= gone
+        if model.assigned is not None and not model.moved_away:
+            model.unloading = False
         if not model.target and model.assigned is not None:
             model.base_path, model.platform = model.assigned.base_path, model.assigned.platform
 
     def _may_retire(self, model: ManagedModel, there: Held, now: float) -> bool:
         """Whether the old versions can do without new requests."""
-        if model.assigned is None:
+        if model.assigned is None or (model.unloading and model.moved_away):
             return True
         answering = {version for version, one in there.items() if one.answers} - model.retired
         waits = [one for one in model.assigned.versions if one not in answering and _undecided(model, there, one)]

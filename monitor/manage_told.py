@@ -27,7 +27,7 @@ def about_model(
         subject = "" if version is None else str(version)
         found[condition, name, subject] = Condition(condition, text, name, version, final)
 
-    if model.assigned is not None and model.moved_away:
+    if model.assigned is not None and model.moved_away and not model.unloading:
         say("BasePathChanged", _moved(name, model))
     for version, attempt in model.attempts.items():
         what, one = f"model {name} version {version}", there.get(version)

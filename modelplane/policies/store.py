@@ -7,6 +7,7 @@ history, and tells of it in an event; or it writes nothing. So the generations o
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -17,11 +18,12 @@ from typing import Any
 
 from modelplane.access import FleetConfig, located, silent
 from modelplane.errors import ConflictError, UserError
-from modelplane.table import clean
+from modelplane.table import clean, listed
+from registry.assignments import decode_assignment
 from registry.etcd import Delete, EtcdClient, Get, Put, Unavailable
 from registry.etcd.model import KeyValue, Operation, absent, unchanged
 from registry.events import EVENT_TTL, Event, encode_event, event_id
-from registry.keys import EventKey, HistoryKey, Keyspace, PolicyKey
+from registry.keys import AssignmentKey, EventKey, HistoryKey, Keyspace, PolicyKey
 from registry.policy.model import Policy
 from registry.policy.read import PolicyErrors, read_policy
 from registry.policy.stored import StoredPolicy, decode_stored, encode_stored, read_stored
@@ -134,13 +136,43 @@ class PolicyStore:
             if change is None or (held.policy and held.stored and change.document == held.stored.document):
                 document = held.stored.document if held.stored else None
                 return Result(model, Done.UNCHANGED, held.generation, held, document)
-            result = _result(held, change)
+            result, policy = _result(held, change)
+            await self._check_path(held, policy)
             if dry_run or await self._write(held, change, result):
                 return result
             if not retry:
                 raise ConflictError(_conflict(await self.read(model), f"no longer {held.generation}"))
             await asyncio.sleep(random.uniform(0, min(_LONGEST_PAUSE, 0.002 * 2 ** min(attempt, 10))))
         raise ConflictError(f"others keep changing the policy of {model!r}; try again")
+
+    async def _check_path(self, held: Held, policy: Policy | None) -> None:
+        """Raises UserError where instances hold it from another folder, which no server can change under way."""
+        path = policy.base_path if policy is not None else ""
+        if not path or (held.policy is not None and held.policy.base_path == path):
+            return
+        async with self._bounded():
+            entries = (await self.client.list(self.keyspace.assignments)).entries
+        holders: dict[str, list[str]] = {}
+        for entry in entries:
+            key = self.keyspace.parse(entry.key)
+            with contextlib.suppress(RecordError):
+                one = decode_assignment(entry.value).models.get(held.model)
+                if one is not None and isinstance(key, AssignmentKey):
+                    holders.setdefault(one.base_path, []).append(key.instance)
+        for old in sorted(holders.keys() - {path}):
+            if held.raw is None:
+                raise UserError(
+                    f"model {clean(held.model)!r}: its policy is deleted, but {listed(holders[old])} "
+                    f"{'are' if len(holders[old]) > 1 else 'is'} still assigned it from {clean(old)!r}; try again when "
+                    "the leader has taken it away, which `modelplane events` tells"
+                )
+            raise UserError(
+                f"model {clean(held.model)!r}: spec.basePath can't become {clean(path)!r}: {listed(holders[old])} "
+                f"{'hold' if len(holders[old]) > 1 else 'holds'} it from {clean(old)!r}, and a server can't hold one "
+                "model from two folders. Put the new versions beside the old ones, or give the other folder's model "
+                f"another name; or, if it may be away for a while, `modelplane delete model {clean(held.model)}` "
+                "first, and apply this then"
+            )
 
     async def _write(self, held: Held, change: Change, result: Result) -> bool:
         now = time.time()
@@ -195,9 +227,9 @@ _EVENTS = {
 }
 
 
-def _result(held: Held, change: Change) -> Result:
+def _result(held: Held, change: Change) -> tuple[Result, Policy | None]:
     if change.document is None:
-        return Result(held.model, Done.DELETED, held.generation, held, None)
+        return Result(held.model, Done.DELETED, held.generation, held, None), None
     try:
         policy = read_policy(change.document)
     except PolicyErrors as errors:
@@ -205,7 +237,7 @@ def _result(held: Held, change: Change) -> Result:
     if policy.name != held.model:
         raise UserError(f"metadata.name: it is {policy.name!r}, not {held.model!r}")
     done = Done.CREATED if held.raw is None else Done.CONFIGURED
-    return Result(held.model, done, held.next_generation, held, change.document)
+    return Result(held.model, done, held.next_generation, held, change.document), policy
 
 
 def _conflict(held: Held, instead: str) -> str:

@@ -46,6 +46,7 @@ class Sim:
         self.states: dict[str, dict[int, Event]] = {}
         self.lifecycle = Lifecycle(self._publish)
         self.queue: deque[Request] = deque()
+        self.loaded: dict[tuple[str, int], str] = {}
         self.labels: dict[str, dict[str, int]] = {}
         self.configured: dict[str, tfs.ModelConfig] = dict(self.present)
         self.doing: tuple[int, Load | Unload] | None = None
@@ -58,6 +59,10 @@ class Sim:
 
     def available(self, model: str) -> set[int]:
         return {version for version, one in self.states.get(model, {}).items() if one.state is State.AVAILABLE}
+
+    def paths(self, model: str) -> set[str]:
+        """The folders from which its versions were loaded."""
+        return {self.loaded[model, version] for version in self.available(model)}
 
     def look(self, path: str) -> Look:
         return Look(True, frozenset(self.disk[path])) if path in self.disk else Look(there=False)
@@ -95,6 +100,7 @@ class Sim:
             self.lifecycle.unloaded(action.model, action.version)
         else:
             error = ServingError(Code.DATA_LOSS, "broken") if self._is_broken(action) else None
+            self.loaded[action.model, action.version] = str(action.path.parent)
             self.lifecycle.loaded(action.model, action.version, error)
 
     def _publish(self, event: Event) -> None:

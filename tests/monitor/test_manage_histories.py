@@ -318,6 +318,24 @@ def test_another_folder_is_refused_while_something_of_the_old_one_is_there() -> 
     assert world.sim.available("a") == {7}
 
 
+@pytest.mark.parametrize("steps", range(0, 16, 3))
+def test_another_folder_for_what_is_on_its_way_out_waits_until_that_has_gone(steps: int) -> None:
+    """Deleted and applied anew, however soon."""
+    world = World()
+    world.sim.disk["/other"] = {1, 7}
+    world.assign({"a": (1,), "b": (1,)})
+    world.run(5.0)
+    world.assign({"b": (1,)})
+    world.run(steps * STEP)
+    world.manage.assign(Assignment({"a": AssignedModel("/other", (1, 7)), "b": AssignedModel("/b", (1,))}), world.now)
+    world.asked |= {("a", 1), ("a", 7)}
+    world.run(15.0)
+    assert world.sim.available("a") == {1, 7}
+    assert world.sim.paths("a") == {"/other"}
+    assert world.sim.available("b") == {1}
+    assert world.conditions() == []
+
+
 def test_a_model_of_the_servers_own_configuration_is_not_touched() -> None:
     manage = Manage(frozenset({"own"}))
     manage.assign(Assignment({"own": AssignedModel("/own", (1,)), "a": AssignedModel("/a", (1,))}), 0.0)

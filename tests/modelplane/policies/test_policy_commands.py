@@ -22,10 +22,12 @@ from modelplane.errors import ConflictError
 from modelplane.listing import camel_case
 from modelplane.policies.documents import read_documents
 from modelplane.policies.store import HISTORY, Change, Done, policy_store
+from registry.assignments import AssignedModel, Assignment, encode_assignment
 from registry.etcd import EtcdClient, EtcdConfig
 from registry.events import Event, encode_event, event_id
 from registry.found import Found, FoundModel, encode_found
 from registry.keys import (
+    AssignmentKey,
     DiskKey,
     EventKey,
     HistoryKey,
@@ -144,6 +146,31 @@ def test_a_policy_from_its_first_to_its_last_day(mp: Callable[..., Ran], etcd: E
     assert events[-2]["text"] == "generation 8 deleted: by `delete` (gone)"
     assert "@" in events[0]["by"]
     assert mp("events", "other").out == "Nothing happened in the last 24 hours.\n"
+
+
+def test_another_base_path_is_refused_while_the_model_is_loaded(mp: Callable[..., Ran], etcd: Etcd) -> None:
+    """With the mend, by every command that would change it; and not where nothing of it is assigned."""
+    other = policy(spec="{basePath: /other}")
+    assert mp("apply", "-f", "-", text=policy()).code == 0
+    assert mp("apply", "-f", "-", text=other).code == 0
+    assigned = encode_assignment(Assignment({"digits": AssignedModel("/other", (1,))}))
+    for name in ("i0", "i1"):
+        etcd.ctl("put", KEYS.make(AssignmentKey(name)), assigned.decode())
+    before = held(etcd)
+    for argv, text in ((("apply", "-f", "-"), policy()), (("apply", "--dry-run", "-f", "-"), policy())):
+        ran = mp(*argv, text=text)
+        assert (ran.code, ran.out) == (1, "")
+        assert "spec.basePath can't become '/models/digits': i0, i1 hold it from '/other'" in ran.err
+        assert "`modelplane delete model digits` first" in ran.err
+    assert mp("rollout", "undo", "digits").code == 1
+    assert held(etcd) == before
+    assert mp("label", "digits", "stable=1").code == 0
+    assert mp("delete", "model", "digits").code == 0
+    # What was deleted is loaded until the leader has let go of it.
+    assert "still assigned it from '/other'; try again" in mp("apply", "-f", "-", text=policy()).err
+    for name in ("i0", "i1"):
+        etcd.ctl("put", KEYS.make(AssignmentKey(name)), encode_assignment(Assignment()).decode())
+    assert mp("apply", "-f", "-", text=policy()).code == 0
 
 
 def test_dry_run_and_diff_write_nothing(mp: Callable[..., Ran], etcd: Etcd) -> None:
