@@ -245,6 +245,7 @@ class _Rounds:
         """Whether all of it was written."""
         if not decisions:
             return True
+        refused = list[Event]()
         try:
             for batch in batches(operations(decisions, self._keyspace)):
                 try:
@@ -252,13 +253,16 @@ class _Rounds:
                         return False
                 except TooLarge as error:
                     # It is alone in its batch, and must not keep everything else from being written.
-                    log.error("%s can't be written, too many models: %s", ", ".join(one.key for one in batch), error)
+                    keys = ", ".join(one.key for one in batch)
+                    log.error("%s can't be written, too many models: %s", keys, error)
+                    refused.append(Event(self.now, "WriteRefused", text=f"{keys} is too large for etcd: {error}"))
         except EtcdError as error:
             self._say(f"{error}")
             return False
         self._trouble = ""
-        events = told(decisions.events, f"leader {self._means.replica}")
-        for event in decisions.events:
+        happened = (*decisions.events, *refused)
+        events = told(happened, f"leader {self._means.replica}")
+        for event in happened:
             _log(event)
         await self._write_events(events)
         return True

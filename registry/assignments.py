@@ -14,6 +14,9 @@ from registry.fields import read_members, read_rows
 from registry.records import dump_document, read_document, read_field, read_int64, read_text
 
 PLATFORM = "tensorflow"
+FULL = 1_300_000
+"""Bytes of a spelled assignment beyond which it takes no more models: etcd takes 1.5 MiB at once, and what is there
+needs some room for the versions to come."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,17 +41,23 @@ class Assignment:
 
 def encode_assignment(assignment: Assignment) -> bytes:
     """Spell it."""
-    models = {
-        name: {
-            "basePath": model.base_path,
-            "versions": sorted(model.versions),
-            "labels": dict(sorted(model.labels.items())),
-            "platform": model.platform,
-            "warmUpRequests": model.warm_up_requests,
-        }
-        for name, model in sorted(assignment.models.items())
-    }
+    models = {name: _row(model) for name, model in sorted(assignment.models.items())}
     return dump_document({"generation": assignment.generation, "models": models})
+
+
+def spelled(name: str, model: AssignedModel) -> int:
+    """Bytes that it takes of an assignment."""
+    return len(dump_document({name: _row(model)}))
+
+
+def _row(model: AssignedModel) -> dict[str, Any]:
+    return {
+        "basePath": model.base_path,
+        "versions": sorted(model.versions),
+        "labels": dict(sorted(model.labels.items())),
+        "platform": model.platform,
+        "warmUpRequests": model.warm_up_requests,
+    }
 
 
 def decode_assignment(raw: bytes) -> Assignment:

@@ -18,7 +18,7 @@ from control_plane.planning.rolling import choose_versions, next_versions
 from control_plane.planning.state import FleetState, Instance, Wish
 from control_plane.planning.traffic import Resolved, resolve
 from control_plane.planning.view import Copy, View
-from registry.assignments import AssignedModel, Assignment
+from registry.assignments import AssignedModel, Assignment, spelled
 from registry.drains import DrainTarget
 from registry.events import Event
 from registry.keys import AssignmentKey, RolloutKey, TrafficKey
@@ -102,6 +102,8 @@ class Planner:
         self._assigned: dict[str, dict[str, AssignedModel]] = {}
         self._freed: dict[str, float] = {}
         """What was decided of each instance's memory: bytes that are taken besides."""
+        self._spelled: dict[str, int] = {}
+        """Bytes by which each instance's assignment gets longer."""
         self._traffic: dict[str, TrafficRecord | None] = {}
         self._rollouts: dict[str, RolloutRecord | None] = {}
         self._events: list[Event] = []
@@ -268,7 +270,7 @@ class Planner:
             answered=frozenset(v for v, s in states.items() if s in _ANSWERED),
             failed=frozenset(here.failed.get(name, ())),
             held=here.held.get(name, frozenset()),
-            free=self._free(one, instance),
+            free=self._free(one, instance) if assigned is not None or not self._is_full(one) else -1.0,
             load=len(self._models(one)),
             given_up=here.given_up.get(name, frozenset()),
         )
@@ -281,6 +283,9 @@ class Planner:
         if instance is None or not instance.memory:
             return inf
         return instance.memory - self._state.used(one) - self._freed.get(one, 0.0)
+
+    def _is_full(self, one: str) -> bool:
+        return self._state.spelled.get(one, 0) + self._spelled.get(one, 0) >= self._state.full_at
 
     def _fits(self, copy: Copy, name: str, must: frozenset[int]) -> bool:
         there = (copy.on_disk & must) - self._tried.get(copy.instance, frozenset())
@@ -335,6 +340,8 @@ class Planner:
         held = instance.held.get(name, frozenset()) if instance is not None else frozenset()
         taken = sum(self._state.size(name, v) for v in new - old - held)
         self._freed[one] = self._freed.get(one, 0.0) + taken - sum(self._state.size(name, v) for v in old - new - held)
+        longer = (spelled(name, model) if model else 0) - (spelled(name, before) if before else 0)
+        self._spelled[one] = self._spelled.get(one, 0) + longer
         if model is None:
             del self._assigned[one][name]
             self._tell_removed(name, one)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from registry.assignments import AssignedModel, Assignment, decode_assignment
+from registry.assignments import FULL, AssignedModel, Assignment, decode_assignment
 from registry.drains import DrainRecord, decode_drain
 from registry.events import Event
 from registry.follow import Changes, Connection, Snapshot
@@ -125,6 +125,9 @@ class FleetState:
         """The models that belong on every instance that matches."""
         self.waiting: set[str] = set()
         """The models that want more than they have, so that any change of the instances may help them."""
+        self.full_at = FULL
+        self.spelled: dict[str, int] = {}
+        """Bytes of each instance's assignment as it is written."""
         self._sizes: dict[tuple[str, int], int] = {}
         self._used: dict[str, float] = {}
 
@@ -237,6 +240,14 @@ class FleetState:
             self.touched |= before.models.keys()
             return
         _keep(self.assignments, name, assignment)
+        was_full = self.spelled.get(name, 0) >= self.full_at
+        _keep(self.spelled, name, len(value) if value is not None else None)
+        is_full = self.spelled.get(name, 0) >= self.full_at
+        if is_full and not was_full:
+            text = f"its assignment is {self.spelled[name]} bytes long and takes no more models, for etcd takes no more"
+            self.news.append(Event(now, "AssignmentFull", instance=name, text=text))
+        elif was_full and not is_full:
+            self.touched |= self.waiting
         after = assignment or Assignment()
         for model in before.models.keys() | after.models.keys():
             if before.models.get(model) != after.models.get(model):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from modelplane.table import listed
 from modelplane.why.facts import Facts
-from registry.assignments import AssignedModel
+from registry.assignments import FULL, AssignedModel, encode_assignment
 from registry.drains import told_drain
 from registry.keys import ReadyKey
 from registry.policy.model import Policy, Rolling
@@ -20,6 +20,8 @@ READY = "ready"
 LEFT_OUT = "left out"
 _MEMORY_FACTOR = 1.2
 """Bytes of memory per byte of files, as the planner reckons."""
+_MANY = 100
+"""Models up to which an assignment is certainly not full."""
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
@@ -164,9 +166,13 @@ def _not_on_disk(facts: Facts, policy: Policy, version: int, name: str) -> str:
 
 
 def _no_room(facts: Facts, record: InstanceRecord, model: str, version: int, name: str) -> str:
+    assigned = facts.assignments.get(name)
+    if assigned is not None and len(assigned.models) > _MANY and model not in assigned.models:
+        length = len(encode_assignment(assigned))
+        if length >= FULL:
+            return f"its {len(assigned.models)} models are as many as its assignment can hold: {_size(length)}"
     if not record.memory:
         return ""
-    assigned = facts.assignments.get(name)
     taken = {(one, number) for one, what in (assigned.models if assigned else {}).items() for number in what.versions}
     free = record.memory - sum(_needs(facts, *servable) for servable in taken)
     needed = _needs(facts, model, version)
