@@ -77,6 +77,14 @@ class ControlPlaneConfig:
             "metavar": "SECONDS",
         },
     )
+    metrics_models: int = field(
+        default=200,
+        metadata={
+            "help": "how many versions of models /metrics has requests, errors and latency of, the busiest; all others "
+            'are summed as model=""',
+            "metavar": "N",
+        },
+    )
     leading: LeadingConfig = field(default_factory=LeadingConfig, metadata={"help": "carrying out policies"})
     data_plane: DataPlaneSettings = field(default_factory=DataPlaneSettings)
 
@@ -96,6 +104,9 @@ class ControlPlaneConfig:
         ):
             if not low <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name}: {getattr(self, name)} is not possible; give at least {low:g} seconds")
+
+        if not 0 <= self.metrics_models <= 10_000:
+            raise ValueError(f"metrics_models: {self.metrics_models} is not between 0 and 10000")
 
     @property
     def replica_name(self) -> str:

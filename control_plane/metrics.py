@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from prometheus_client import CollectorRegistry, Counter, Gauge
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
+from control_plane.extent import Extent
 from control_plane.leader import Figures
+from control_plane.model import Health
+from control_plane.traffic_metrics import TrafficMetrics
 from control_plane.xds.events import short_type
 from control_plane.xds.subscription import Counters
 
@@ -39,8 +42,11 @@ class _Totals(Collector):
 class Metrics:
     """One replica's metrics; read by /metrics."""
 
-    def __init__(self) -> None:
+    def __init__(self, models: int = 200) -> None:
+        """`models`: how many versions of models have lines of their own."""
         self.registry = CollectorRegistry()
+        self.traffic = TrafficMetrics(models)
+        self.registry.register(self.traffic)
         self._totals = _Totals()
         self.registry.register(self._totals)
         gauge = self._gauge
@@ -48,6 +54,14 @@ class Metrics:
         self.registry_revision = gauge("registry_revision", "newest etcd revision with a consequence for Envoy")
         self.converged_revision = gauge("converged_revision", "newest revision that every connected Envoy acknowledged")
         self.models = gauge("models", "models known")
+        self._versions = gauge("versions", "versions of models known")
+        self._endpoints = gauge("endpoints", "endpoints known, by state", "state")
+        self.convergence = Histogram(
+            "modelplane_convergence_seconds",
+            "from the receipt of a registry revision to the last connected Envoy's acknowledgement",
+            buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
+            registry=self.registry,
+        )
         self.instances = gauge("instances", "instances that hold their leases")
         self.suspects = gauge("suspect_instances", "instances whose leases are lost and that are used all the same")
         self.dead_suspects = gauge("dead_suspect_instances", "suspects that fail their checks")
@@ -72,6 +86,12 @@ class Metrics:
     def streams(self, totals: Mapping[str, Counters]) -> None:
         """What the streams have counted so far, by type URL."""
         self._totals.now = totals
+
+    def extent(self, extent: Extent) -> None:
+        """How large the catalog is."""
+        self._versions.set(extent.versions)
+        for health in Health:
+            self._endpoints.labels(health.value).set(extent.endpoints[health])
 
     def leading(self, figures: Figures) -> None:
         """What this replica does as the leader, read anew by each scrape."""

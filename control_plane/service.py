@@ -24,6 +24,7 @@ from control_plane.catalog import Catalog
 from control_plane.comparing.comparer import Comparer
 from control_plane.comparing.results import Results
 from control_plane.config import ControlPlaneConfig
+from control_plane.extent import Convergence, Extent
 from control_plane.guard import Guard
 from control_plane.http import HttpServer
 from control_plane.inspection.csds import ClientStatus
@@ -83,7 +84,8 @@ class ControlPlane:
     def __init__(self, config: ControlPlaneConfig) -> None:
         self._config = config
         self._keyspace = Keyspace(config.prefix)
-        self._metrics = Metrics()
+        self._metrics = Metrics(config.metrics_models)
+        self._extent, self._convergence = Extent(), Convergence()
         self._table = ResourceTable()
         self._pipeline = Pipeline(
             Catalog(self._keyspace, config.guard),
@@ -121,7 +123,13 @@ class ControlPlane:
             self._pipeline.catalog, self.compared, lambda outcome: self._metrics.comparisons.labels(outcome).inc()
         )
         self._access_logs = AccessLogServer()
-        self._statistics = Statistics(self._pipeline.catalog, self._loads, self.compared, self._access_logs.totals)
+        self._statistics = Statistics(
+            self._pipeline.catalog,
+            self._loads,
+            self.compared,
+            self._access_logs.totals,
+            look=self._metrics.traffic.look,
+        )
         self._health = Health()
         self._drains = Drains(self._pipeline.catalog, self._xds, self._loads)
         self._leading = Leading(
@@ -254,6 +262,8 @@ class ControlPlane:
         if self._table.ready:
             self._proxyless.table.mark_ready()
         revision = self._pipeline.catalog.revision
+        self._extent.update(self._pipeline.changed, self._pipeline.catalog.models)
+        self._convergence.received(revision, time.monotonic())
         self._xds.publish(self._proxyless.update(self._pipeline.changed, revision), self._grpc_view)
         if self._drains.going_on:
             # At once: an instance of which more drains than before is looked at anew, however soon all acknowledge.
@@ -339,6 +349,10 @@ class ControlPlane:
         metrics.registry_revision.set(catalog.revision)
         metrics.converged_revision.set(record.converged_revision)
         metrics.models.set(len(catalog.models))
+        metrics.extent(self._extent)
+        for seconds in self._convergence.converged(record.converged_revision, time.monotonic()):
+            if self._xds.nodes:
+                metrics.convergence.observe(seconds)
         metrics.instances.set(len(catalog.instances))
         self._guard.look(metrics)
         metrics.draining.set(len(catalog.draining))

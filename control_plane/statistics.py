@@ -37,8 +37,10 @@ class Statistics:
         observed: Callable[[], Mapping[Servable, VersionTotals]] = dict,
         *,
         clock: Callable[[], float] = time.time,
+        look: Callable[[Mapping[Servable, VersionTotals]], None] = lambda totals: None,
     ) -> None:
-        """`clock`: Unix seconds."""
+        """`clock`: Unix seconds. `look` gets all totals, each time that they are looked at."""
+        self._look = look
         self._catalog, self._loads, self._compared, self._observed = catalog, loads, compared, observed
         self._clock = clock
         self._epoch = uuid.uuid4().hex
@@ -52,6 +54,7 @@ class Statistics:
         for (model, version), result in self._compared.by_version.items():
             more = VersionTotals(compared=result.compared, differed=result.differed, difference=result.example)
             totals[model, version] = added(totals.get((model, version), VersionTotals()), more)
+        self._look(totals)
         servables = {servable: one for servable, one in totals.items() if one.counted}
         record = PlaneTraffic(self._epoch, round(self._clock(), 1), servables, self._in_flight(), self._since)
         self._since = record.at
