@@ -16,13 +16,15 @@ from control_plane.planning.view import Copy
 @dataclass(frozen=True, slots=True)
 class Placement:
     """`targets`: where it shall be; `leavers`: where it is and shall not; `short`: copies that nobody can take;
-    `stuck`: targets that are of no use, and that nobody can take the place of; `broken`: leavers for that reason."""
+    `stuck`: targets that are of no use, or in a crowded zone, and that nobody has the room to take the place of;
+    `broken`: leavers that are of no use where they are; `balancing`: a copy goes to a zone with fewer of them."""
 
     targets: tuple[Copy, ...]
     leavers: tuple[Copy, ...]
     short: int = 0
     stuck: int = 0
     broken: tuple[Copy, ...] = ()
+    balancing: bool = False
 
 
 def place(
@@ -31,10 +33,12 @@ def place(
     replicas: int | None,
     fits: Callable[[Copy], bool],
     broken: Callable[[Copy], bool] = lambda copy: False,
+    *,
+    balance: bool = False,
 ) -> Placement:
     """`copies`: the instances to which the model is assigned; `others`: those to which it could be; `fits`: whether
     one of the latter has the files and the room; `broken`: whether one of the former is of no use where it is, and may
-    be elsewhere. `replicas` None: all that match."""
+    be elsewhere. `replicas` None: all that match. `balance`: whether a copy may move for the zones' sake alone."""
     staying = [copy for copy in copies if not copy.gone]
     leavers = [copy for copy in copies if copy.gone]
     if replicas is None:
@@ -52,8 +56,37 @@ def place(
     instead = _choose([copy for copy in (*staying, *added) if copy not in useless], free, len(useless))
     moved = useless[: len(instead)]
     rest = [copy for copy in staying if copy not in moved]
-    leavers = [*leavers, *surplus, *moved]
-    return Placement((*rest, *added, *instead), tuple(leavers), short, len(useless) - len(moved), tuple(moved))
+    stuck = len(useless) - len(moved)
+    if balance and not (leavers or surplus or useless or missing > 0):
+        leaving, better, stuck = _balance(staying, others, fits)
+        if leaving is not None and better is not None:
+            rest = [copy for copy in staying if copy is not leaving]
+            return Placement((*rest, better), (leaving,), balancing=True)
+    moved += [copy for copy in surplus if broken(copy)]
+    leavers = [*leavers, *surplus, *useless[: len(instead)]]
+    return Placement((*rest, *added, *instead), tuple(leavers), short, stuck, tuple(moved))
+
+
+def _balance(
+    staying: Sequence[Copy], others: Callable[[], Iterable[Copy]], fits: Callable[[Copy], bool]
+) -> tuple[Copy | None, Copy | None, int]:
+    """Who goes, and who comes, so that the zones have more equal numbers; and whether only room is missing for that.
+    One at a time, and only once all are ready for all that they have."""
+    zones = Counter(copy.zone for copy in staying)
+    most = max(zones.values(), default=0)
+    if most < 2 or "" in zones or not all(map(_is_settled, staying)):
+        return None, None, 0
+    (leaving,) = _surplus([copy for copy in staying if zones[copy.zone] == most], 1)
+    # Two fewer, or it would only be the other way round.
+    emptier = [copy for copy in others() if copy.usable and copy.zone and zones[copy.zone] <= most - 2]
+    emptier = [copy for copy in emptier if leaving.has <= copy.on_disk]
+    fitting = [copy for copy in emptier if fits(copy)]
+    chosen = _choose([copy for copy in staying if copy is not leaving], fitting, 1)
+    return (leaving, chosen[0], 0) if chosen else (None, None, int(bool(emptier)))
+
+
+def _is_settled(copy: Copy) -> bool:
+    return copy.alive and copy.usable and bool(copy.has) and copy.has <= copy.ready
 
 
 def _choose(staying: Iterable[Copy], candidates: list[Copy], count: int) -> list[Copy]:
@@ -73,11 +106,13 @@ def _surplus(staying: Iterable[Copy], count: int) -> list[Copy]:
         zones = Counter(copy.zone for copy in rest)
         worst = min(
             rest,
+            # A copy that is loading in a better zone stays: who leaves does so when it is ready.
             key=lambda copy: (
                 copy.alive,
-                len(copy.ready),
-                not copy.given_up,
+                copy.usable,
+                not copy.failed,
                 -zones[copy.zone],
+                len(copy.ready),
                 copy.free,
                 -copy.load,
                 copy.instance,

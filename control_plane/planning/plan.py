@@ -13,7 +13,7 @@ from functools import cache
 from math import inf
 from types import MappingProxyType
 
-from control_plane.planning.placement import place
+from control_plane.planning.placement import Placement, place
 from control_plane.planning.rolling import choose_versions, next_versions
 from control_plane.planning.state import FleetState, Instance, Wish
 from control_plane.planning.traffic import Resolved, resolve
@@ -24,12 +24,14 @@ from registry.events import Event
 from registry.keys import AssignmentKey, RolloutKey, TrafficKey
 from registry.policy.model import Policy
 from registry.records import ReadyState
-from registry.rollouts import RolloutRecord
+from registry.rollouts import Phase, RolloutRecord
 from registry.traffic import TrafficRecord
 
 GRACE = 30.0
 """Seconds for which an instance that is lost or drained keeps its place."""
-_LOOK_AGAIN = 5.0
+_LOOK_AGAIN, _LOOK_AGAIN_EACH = 5.0, 0.01
+MOST_BALANCING = 8
+"""Models of which a copy may be on its way to another zone at a time."""
 _NOBODY = Instance(managed=False)
 _ANSWERED = (ReadyState.READY, ReadyState.FAILING)
 
@@ -173,8 +175,10 @@ class Planner:
                 policy.replicas,
                 lambda copy: self._fits(copy, name, must),
                 lambda copy: may_move and _is_broken(copy, needed),
+                balance=may_move and self._may_balance(name, rollout),
             )
             stuck = placement.stuck
+            self._note_zones(name, policy, placement)
             self._note_broken(placement.broken, needed)
             targets, leavers, short = placement.targets, placement.leavers, placement.short
         there = frozenset(v for copy in targets for v in copy.on_disk | copy.ready)
@@ -209,13 +213,31 @@ class Planner:
             return wanted
         return wanted | {max(there, key=lambda version: (there[version], version))}
 
+    def _may_balance(self, name: str, rollout: RolloutRecord | None) -> bool:
+        state = self._state
+        if rollout is None or rollout.phase is not Phase.DONE:
+            return False
+        if name not in state.balancing and len(state.balancing) >= MOST_BALANCING and name in state.crowded:
+            self._look_at[name] = self._now + max(_LOOK_AGAIN, len(state.crowded) * _LOOK_AGAIN_EACH)
+            return False
+        return True
+
+    def _note_zones(self, name: str, policy: Policy, placement: Placement) -> None:
+        if placement.balancing:
+            self._state.balancing.add(name)
+        elif not placement.leavers:
+            self._state.balancing.discard(name)
+        zones = Counter(copy.zone for copy in placement.targets if copy.zone)
+        crowded = policy.replicas is not None and max(zones.values(), default=0) > 1
+        (self._state.crowded.add if crowded else self._state.crowded.discard)(name)
+
     def _note_broken(self, copies: Iterable[Copy], needed: frozenset[int]) -> None:
         self._broken = frozenset(copy.instance for copy in copies)
         if not self._broken:
             return
         # What is older than all that is needed is not asked for again.
         tried = {one: frozenset(v for v in some if v >= min(needed)) for one, some in self._tried.items()}
-        tried |= {one.instance: (one.given_up & needed) | tried.get(one.instance, frozenset()) for one in copies}
+        tried |= {one.instance: (one.failed & needed) | tried.get(one.instance, frozenset()) for one in copies}
         self._tried = {one: some for one, some in tried.items() if some}
 
     def _instead(self, policy: Policy, copies: tuple[Copy, ...], refused: Iterable[int]) -> frozenset[int]:
@@ -371,6 +393,8 @@ class Planner:
         if name in self._state.rollouts:
             self._rollouts[name] = None
         self._state.waiting.discard(name)
+        self._state.crowded.discard(name)
+        self._state.balancing.discard(name)
         self._state.unmoved.discard(name)
 
     def _wait(self, view: View, resolved: Resolved) -> None:
@@ -388,7 +412,7 @@ class Planner:
             if away is not None:
                 times.append(max(away + self._settings.grace, self._now + _LOOK_AGAIN))
         if times:
-            self._look_at[view.name] = min(times)
+            self._look_at[view.name] = min(*times, self._look_at.get(view.name, inf))
 
     def _has_no_room(self, view: View, copy: Copy) -> bool:
         missing = (view.wanted & copy.on_disk) - copy.has - copy.held

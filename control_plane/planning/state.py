@@ -125,6 +125,10 @@ class FleetState:
         """The models that belong on every instance that matches."""
         self.waiting: set[str] = set()
         """The models that want more than they have, so that any change of the instances may help them."""
+        self.crowded: set[str] = set()
+        """The models of which a zone has several copies, so that an instance elsewhere may be better."""
+        self.balancing: set[str] = set()
+        """Those of which a copy is on its way to another zone."""
         self.full_at = FULL
         self.spelled: dict[str, int] = {}
         """Bytes of each instance's assignment as it is written."""
@@ -323,7 +327,9 @@ class FleetState:
 
     def _fleet_changed(self, name: str) -> None:
         """An instance came, went, or can be used otherwise than before."""
-        assignment = self.assignments.get(name)
+        assignment, instance = self.assignments.get(name), self.instances.get(name)
+        if instance is not None and instance.zone:
+            self.touched |= self.crowded
         self.touched |= self._everywhere | self.waiting | (assignment.models.keys() if assignment else set())
 
     # -- what may be asked
