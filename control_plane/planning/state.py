@@ -256,11 +256,21 @@ class FleetState:
         for model in before.models.keys() | after.models.keys():
             if before.models.get(model) != after.models.get(model):
                 self.touched.add(model)
+                if self._frees(name, model, before, after):
+                    self.touched |= self.waiting
                 (self.holders[model].add if model in after.models else self.holders[model].discard)(name)
                 if not self.holders[model]:
                     del self.holders[model]
         self._used.pop(name, None)
         self._note_away(name, now)
+
+    def _frees(self, name: str, model: str, before: Assignment, after: Assignment) -> bool:
+        """Whether memory is free at once, for what is taken out of the assignment was never there."""
+        instance, old, new = self.instances.get(name), before.models.get(model), after.models.get(model)
+        if instance is None or not instance.memory or old is None:
+            return False
+        kept = {*(new.versions if new is not None else ()), *instance.held.get(model, ())}
+        return not kept.issuperset(old.versions)
 
     def _policy_changed(self, model: str, value: bytes | None) -> None:
         self.touched.add(model)
