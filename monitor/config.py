@@ -32,6 +32,13 @@ class MonitorConfig:
             "metavar": "NAME[=BASE_PATH]",
         },
     )
+    metrics_listen: str = field(
+        default="",
+        metadata={
+            "help": "address for this monitor's /metrics, such as 0.0.0.0:18081; not in discovery mode",
+            "metavar": "HOST:PORT",
+        },
+    )
     model_config_file: Path | None = field(
         default=None,
         metadata={

@@ -34,6 +34,7 @@ restart, so what is READY is probed again after it, and stays READY meanwhile.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
@@ -50,6 +51,7 @@ from registry.records import (
     Condition,
     InstanceRecord,
     InstanceState,
+    Proof,
     ReadyRecord,
     ServableState,
 )
@@ -88,6 +90,9 @@ class MonitorCore:
         self._timing = timing or Timing()
         self._patient = patient
         self._models: dict[str, KnownModel] = {}
+        self.probes: Counter[Proof] = Counter()
+        self.reconnects = 0
+        """How often the server answered again after its connection was lost."""
         self._wished = Wished(instance, self._models)
         self._reproofs = Reproofs(self._timing.reproof)
         self._keys = InstanceKeys(
@@ -223,6 +228,7 @@ class MonitorCore:
 
     def probed(self, probe: Probe, outcome: Outcome, now: float) -> None:
         """A probe ended. One of an earlier load, or of a version that has gone meanwhile, changes nothing."""
+        self.probes[outcome.proof] += 1
         model = self._models.get(probe.model.name)
         version = model.versions.get(probe.version) if model else None
         if model is None or version is None or version.incarnation != probe.incarnation:
@@ -289,6 +295,17 @@ class MonitorCore:
         """Nothing is in flight there."""
         self._keys.touch(*self._wished.drained(keys))
 
+    def states(self) -> Counter[str]:
+        """How many versions there are by state: READY, FAILING, DRAINING, or what the server says. From any thread."""
+        found: Counter[str] = Counter()
+        for model in list(self._models.values()):
+            for version in list(model.versions.values()):
+                if version.ready:
+                    found["DRAINING" if self.draining else version.course.standing.value] += 1
+                elif version.state is not ServableState.END:
+                    found[version.state.value] += 1
+        return found
+
     # --- decisions ----------------------------------------------------------------------------------------------
 
     def due(self, now: float) -> tuple[Probe, ...]:
@@ -346,6 +363,7 @@ class MonitorCore:
             log.info("instance %s: the server answers", self.instance)
             self._keys.stands(InstanceState.SERVING)
         if self._cut_off:
+            self.reconnects += 1
             self._keys.touch()
             for model in self._models.values():
                 for version in model.versions.values():

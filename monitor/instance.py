@@ -26,6 +26,7 @@ from monitor.inherited import Inherited
 from monitor.instance_keys import About
 from monitor.load_watch import LoadWatch
 from monitor.manager import Manager
+from monitor.metrics import MonitorMetrics
 from monitor.model_config import ModelConfigFile
 from monitor.plan import Plan
 from monitor.predecessor import Remains, answers, remains
@@ -66,6 +67,7 @@ class InstanceMonitor:
         stop_server: Callable[[], Awaitable[None]] | None = None,
         owned: bool = False,
         consent: Consent | None = None,
+        metrics: MonitorMetrics | None = None,
     ) -> None:
         """`new_server`: the server was started just now, so keys of an earlier run can't be true. `stop_server` ends
         the server; it is awaited between the drain and the end of the keys, and not if the server ended by itself.
@@ -80,6 +82,7 @@ class InstanceMonitor:
         self._stop_server = stop_server
         self._owned = owned
         self._consent = consent
+        self._metrics = metrics or MonitorMetrics()
         self._left = Remains()
         self._keyspace = Keyspace(config.prefix)
         self._ended = asyncio.Event()
@@ -152,6 +155,7 @@ class InstanceMonitor:
     ) -> None:
         config, plan, name = self._config, self._plan, core.instance
         leased = LeasedKeys(self._etcd, config.lease_ttl, claimant, self._refresh)
+        self._metrics.follow(core, leased)
         async with asyncio.TaskGroup() as group:
             claiming = group.create_task(leased.run(), name="claim")
             inheriting = asyncio.create_task(self._inherit(core, leased, endpoint), name="inherit")
@@ -332,7 +336,9 @@ class InstanceMonitor:
             return
         limit = self._config.drain_deadline
         drain = Drain(self._etcd, leased, core.instance, self._keyspace)
-        if not await see_through(drain, core.instance, "", self._first(self._orders.hasten), limit):
+        drained = await see_through(drain, core.instance, "", self._first(self._orders.hasten), limit)
+        self._metrics.drains[drained] += 1
+        if not drained:
             why = "asked not to wait" if self._orders.hasten.is_set() else f"not drained after {limit:g} s"
             log.warning("instance %s: %s; still waited for: %s", core.instance, why, "; ".join(drain.waiting()))
 

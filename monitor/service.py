@@ -12,6 +12,7 @@ from monitor.config import MonitorConfig
 from monitor.consent import Consent, own_models, started_empty
 from monitor.free_port import until_free
 from monitor.instance import InstanceMonitor
+from monitor.metrics import MonitorMetrics, served
 from monitor.model_config import ModelConfigFile
 from monitor.plan import Plan, make_plan
 from monitor.server_flags import read_flags
@@ -38,14 +39,15 @@ async def _run(config: MonitorConfig, command: Sequence[str]) -> int:
         file.load()
     consent = _consent(config, plan, file) if config.manage else None
     signals = StopSignals()
+    metrics = MonitorMetrics()
     async with EtcdClient(config.etcd) as etcd:
-        with signals.installed():
+        with served(config.metrics_listen, metrics), signals.installed():
             if command:
                 if not await until_free(plan.host, plan.port, signals.stop):
                     return 0
                 child = await OwnedServer.start(command)
-                return await _own(config, plan, file, etcd, signals, child, consent)
-            await InstanceMonitor(config, plan, file, etcd, signals, consent=consent).run()
+                return await _own(config, plan, file, etcd, signals, child, consent, metrics)
+            await InstanceMonitor(config, plan, file, etcd, signals, consent=consent, metrics=metrics).run()
             return 0
 
 
@@ -62,6 +64,7 @@ async def _own(
     signals: StopSignals,
     child: OwnedServer,
     consent: Consent | None,
+    metrics: MonitorMetrics,
 ) -> int:
     async def stop() -> None:
         if child.running:
@@ -70,7 +73,16 @@ async def _own(
 
     stopped = asyncio.Event()
     monitor = InstanceMonitor(
-        config, plan, file, etcd, signals, new_server=True, stop_server=stop, owned=True, consent=consent
+        config,
+        plan,
+        file,
+        etcd,
+        signals,
+        new_server=True,
+        stop_server=stop,
+        owned=True,
+        consent=consent,
+        metrics=metrics,
     )
     ended = asyncio.create_task(child.wait(), name="owned server")
     ended.add_done_callback(lambda _: monitor.server_ended(child.describe_end()))

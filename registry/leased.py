@@ -64,6 +64,9 @@ class LeasedKeys:
         self._trouble = ""
         self._granted = False
         self._regranted_at: float | None = None
+        self.renewals = 0
+        self.regrants = 0
+        """Leases granted in place of lost ones."""
 
     @property
     def regranted_at(self) -> float | None:
@@ -205,9 +208,11 @@ class LeasedKeys:
         match action:
             case Grant(ttl):
                 machine.granted(sent, await self._client.grant(ttl, timeout=self._timeout))
+                self.regrants += self._granted
                 self._regranted_at, self._granted = (sent if self._granted else None), True
             case Renew(lease):
                 machine.renewed(sent, await self._client.keep_alive(lease, timeout=self._timeout))
+                self.renewals += 1
             case ReadClaim() | TakeClaim():
                 await self._claim(action)
             case Write(lease, changes):
