@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 import urllib.request
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.support import saved_models
 from tests.support.processes import free_port
@@ -21,6 +23,34 @@ def get(address: str) -> str:
         return answer.read().decode()
 
 
+_FOLDER = Path(__file__).parents[2] / "control_plane" / "observability"
+
+
+def names(exposed: str) -> set[str]:
+    """What can be asked for, of metrics without a sample too."""
+    found = set()
+    for name, kind in re.findall(r"^# TYPE (\S+) (\S+)", exposed, re.MULTILINE):
+        found |= {f"{name}_bucket", f"{name}_sum", f"{name}_count"} if kind == "histogram" else {name}
+    return found
+
+
+def used() -> set[str]:
+    """The metrics of alerts and dashboards."""
+    files = [_FOLDER / "alerts.yml", *(_FOLDER / "grafana" / "dashboards").glob("*.json")]
+    texts = [json.dumps(json.loads(file.read_text())["panels"]) for file in files[1:]]
+    assert len(texts) == 4
+    return set(re.findall(r"\bmodelplane_\w+", " ".join([files[0].read_text(), *texts])))
+
+
+def test_each_alert_has_a_summary_and_a_runbook() -> None:
+    document = yaml.safe_load((_FOLDER / "alerts.yml").read_text())
+    headings = (_FOLDER.parents[1] / "docs" / "observability.md").read_text().lower()
+    for rule in document["groups"][0]["rules"]:
+        assert rule["annotations"]["summary"]
+        assert "### " + rule["annotations"]["runbook"].rpartition("#")[2] + "\n" in headings
+    assert yaml.safe_load((_FOLDER / "prometheus.yml").read_text())["rule_files"] == ["alerts.yml"]
+
+
 async def test_a_monitor_and_a_control_plane_show_what_they_do(tmp_path: Path) -> None:
     """Waits until a model is READY, at the monitor and in the catalog."""
     stack = Stack(tmp_path)
@@ -31,6 +61,7 @@ async def test_a_monitor_and_a_control_plane_show_what_they_do(tmp_path: Path) -
         plane = f"127.0.0.1:{stack.http_port}/metrics"
         await eventually(lambda: 'modelplane_endpoints{state="READY"} 1.0' in get(plane), "the endpoint", 60)
         told = get(monitor)
+        assert not used() - names(told) - names(get(plane))
         assert 'modelplane_monitor_versions{state="READY"} 1.0' in told
         assert "modelplane_monitor_lease_held 1.0" in told
         assert re.search(r'modelplane_monitor_probes_total{result="\w+"} [1-9]', told)
