@@ -115,6 +115,8 @@ class FleetState:
         self.touched: set[str] = set()
         self.damaged: set[Key] = set()
         """The leader's own records that can't be read, and have to be written again."""
+        self._lost: set[str] = set()
+        """Of these, the models whose rollout is not there at all, so that nothing tells when it is deleted."""
         self.planes: dict[str, PlaneRecord] = {}
         self.traffic_revisions: dict[str, int] = {}
         """At which revision each model's traffic was written last; whoever applies a list has to set it, for a list
@@ -275,6 +277,10 @@ class FleetState:
     def _policy_changed(self, model: str, value: bytes | None) -> None:
         self.touched.add(model)
         before = self.wishes.pop(model, None)
+        if value is None and model in self._lost:
+            self._lost.discard(model)
+            self.damaged.discard(RolloutKey(model))
+            self.rollouts.pop(model, None)
         self.unreadable.discard(model)
         self._everywhere.discard(model)
         if before is not None and before.policy.mirror is not None:
@@ -309,9 +315,20 @@ class FleetState:
         if self._is_damaged(key, value, after):
             self.touched.add(model)
             return
+        if before is not None and self._is_lost(key, model, value):
+            self.damaged.add(key)
+            self.touched.add(model)
+            return
         _keep(kept, model, after)
         if before != after:
             self.touched.add(model)
+
+    def _is_lost(self, key: Key, model: str, value: bytes | None) -> bool:
+        """Whether somebody took away how far a rollout is, while there is a policy: without it a canary that has most
+        of the traffic would pass for the version that always answered. The leader deletes it after the policy only."""
+        lost = isinstance(key, RolloutKey) and value is None and model in self.wishes
+        (self._lost.add if lost else self._lost.discard)(model)
+        return lost
 
     def _is_damaged(self, key: Key, value: bytes | None, record: object) -> bool:
         damaged = value is not None and record is None

@@ -180,6 +180,10 @@ def _canary_goes_on(view: View) -> bool:
 def _base(view: View) -> int | None:
     """The version that a canary starts from: also once most of the traffic goes to the new one."""
     rollout = _valid(view)
+    if rollout is None and view.traffic is not None:
+        # Lost, perhaps in the middle of a canary: what is still shared out has not been proved.
+        others = {version: parts for version, parts in view.traffic.weights.items() if parts and version != view.goal}
+        return max(others, key=lambda version: (others[version], version), default=view.present)
     if rollout is None or rollout.phase not in _MOVING or view.traffic is None:
         return view.present
     return rollout.from_version if rollout.from_version in view.traffic.weights else view.present

@@ -6,7 +6,7 @@ import pytest
 
 from control_plane.intents import Intents
 from registry.assignments import decode_assignment
-from registry.keys import AssignmentKey, Key, RolloutKey, TrafficKey
+from registry.keys import AssignmentKey, Key, PolicyKey, RolloutKey, TrafficKey
 from registry.rollouts import Phase, decode_rollout
 from registry.traffic import TrafficRecord, decode_traffic, encode_traffic
 from tests.control_plane.planning.test_planned_canary import Canaried
@@ -88,3 +88,60 @@ def test_the_traffic_that_was_in_force_stays_so_at_every_control_plane(raw: byte
     assert intents.of("m").traffic == record
     intents.remove(TrafficKey("m"))
     assert intents.of("m").traffic is None
+
+
+STEEP = {"strategy": "canary", "steps": [{"percent": 25, "requests": 200}, {"percent": 75, "requests": 2000}]}
+
+
+@pytest.mark.parametrize("step", [1, 2])
+def test_a_canary_whose_rollout_was_deleted_stays_at_its_step(step: int) -> None:
+    canaried = Canaried(rollout=STEEP)
+    until(canaried, Phase.STEPPING, step)
+    weights = canaried.fleet.weights("m")
+    canaried.fleet.put({RolloutKey("m"): None})
+    canaried.second(requests=10)
+    assert (canaried.rollout.phase, canaried.rollout.step) == (Phase.STEPPING, step)
+    assert canaried.fleet.weights("m") == weights
+    assert decode_rollout(canaried.fleet.entries[SPACE.make(RolloutKey("m"))]) == canaried.rollout
+    assert not canaried.fleet.state.damaged
+    until(canaried, Phase.DONE)
+
+
+@pytest.mark.parametrize("step", [1, 2])
+def test_a_new_leader_begins_a_canary_anew_whose_rollout_was_deleted(step: int) -> None:
+    """Nothing tells how far it was, and what has most of the traffic was not proved: it can still be taken back."""
+    canaried = Canaried(rollout=STEEP)
+    until(canaried, Phase.STEPPING, step)
+    canaried.fleet.put({RolloutKey("m"): None})
+    canaried.fleet.another_leader()
+    canaried.fleet.state.touched.add("m")
+    canaried.errors = {2: 0.5}
+    canaried.second(requests=10)
+    assert (canaried.rollout.phase, canaried.rollout.from_version) == (Phase.STEPPING, 1)
+    assert canaried.fleet.weights("m").get(1)
+    until(canaried, Phase.ROLLED_BACK)
+    assert canaried.fleet.weights("m") == {1: 1}
+
+
+def test_what_was_taken_back_is_not_tried_again_once_its_rollout_is_deleted() -> None:
+    canaried = Canaried(errors={2: 0.5})
+    until(canaried, Phase.ROLLED_BACK)
+    canaried.fleet.put({RolloutKey("m"): None})
+    for _ in range(10):
+        canaried.second()
+    assert canaried.rollout.refused == (2,)
+    assert canaried.fleet.weights("m") == {1: 1}
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_rollout_and_its_policy_that_are_deleted_stay_away(at_once: bool) -> None:
+    canaried = Canaried()
+    until(canaried, Phase.STEPPING)
+    gone: dict[Key, bytes | None] = {RolloutKey("m"): None, PolicyKey("m"): None}
+    for changes in [gone] if at_once else [{key: None} for key in gone]:
+        canaried.fleet.put(changes)
+    for _ in range(10):
+        canaried.second()
+    assert "m" not in canaried.fleet.state.rollouts
+    assert SPACE.make(RolloutKey("m")) not in canaried.fleet.entries
+    assert not canaried.fleet.state.damaged
