@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from heapq import nlargest
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
@@ -39,20 +40,30 @@ class TrafficMetrics(Collector):
 
     def look(self, totals: Mapping[Servable, VersionTotals]) -> None:
         """Take in what was counted since the start, by version; what is in progress is as of now."""
-        before = self._before
-        changed = (one for one, now in totals.items() if now != before.get(one))
-        new = {one: grown(totals[one], before.get(one, _NONE)) for one in changed}
+        # Of thousands of versions most are summed: plain numbers, for this runs on the event loop.
+        changed = [
+            (one, now, then)
+            for one, now in totals.items()
+            if (then := self._before.get(one, _NONE)) is not now
+            and (now.requests, now.errors, now.observed) != (then.requests, then.errors, then.observed)
+        ]
         self._before = dict(totals)
         scores = {one: kept for one, score in self._scores.items() if (kept := score * _FADES) > 0.01}
-        for one, more in new.items():
-            scores[one] = scores.get(one, 0.0) + more.requests + more.observed
+        for one, now, then in changed:
+            more = max(0, now.requests - then.requests) + max(0, now.observed - then.observed)
+            scores[one] = scores.get(one, 0.0) + more
         self._scores = scores
-        self._choose(new)
-        for one, more in new.items():
+        self._choose([one for one, _, _ in changed])
+        requests = errors = 0
+        for one, now, then in changed:
             if one in self._own:
-                self._own[one] = added(self._own[one], more)
+                self._own[one] = added(self._own[one], grown(now, then))
+            elif now.observed != then.observed:
+                self._rest = added(self._rest, grown(now, then))
             else:
-                self._rest = added(self._rest, more)
+                requests += max(0, now.requests - then.requests)
+                errors += max(0, now.errors - then.errors)
+        self._rest = replace(self._rest, requests=self._rest.requests + requests, errors=self._rest.errors + errors)
         # `grown` leaves out what is in progress, for it is no counter.
         own = {one: replace(sums, in_progress=totals.get(one, _NONE).in_progress) for one, sums in self._own.items()}
         others = sum(now.in_progress for one, now in totals.items() if one not in own)
@@ -62,7 +73,7 @@ class TrafficMetrics(Collector):
         def score(one: Servable) -> float:
             return self._scores.get(one, 0.0)
 
-        rivals = sorted((one for one in new if one not in self._own), key=score, reverse=True)
+        rivals = nlargest(self._most, (one for one in new if one not in self._own), key=score)
         least = sorted(self._own, key=score, reverse=True)
         for rival in rivals:
             if len(self._own) >= self._most:
