@@ -217,6 +217,9 @@ def _weighted(view: View, now: float) -> tuple[Mapping[int, int], RolloutRecord 
     before = view.traffic.weights if view.traffic is not None else {}
     missing = [version for version in wanted if not before.get(version) and not _answers(view, version)]
     rollout, named = _valid(view), " ".join(f"{version}={parts}" for version, parts in sorted(wanted.items()))
+    if not missing and rollout is not None and rollout.phase in (Phase.WAITING, Phase.LOADING, Phase.FAILED):
+        # Named before anybody answered, since there was nobody else to name: that isn't the end of it.
+        missing = [version for version in wanted if not _answers(view, version)]
     if not missing:
         return wanted, _phase(view, rollout, Phase.DONE, None, None, f"weights {named}", now)
     newest = max(missing)
