@@ -180,11 +180,8 @@ class MonitorConfig:
 
     def validate(self) -> None:
         """Raise ValueError that names the field and the mend."""
-        if self.target:
-            try:
-                split_address(self.target)
-            except ValueError as error:
-                raise ValueError(f"target: {error}; write HOST:PORT, for example 127.0.0.1:8500") from None
+        _check_address("target", self.target, "127.0.0.1:8500")
+        _check_address("metrics_listen", self.metrics_listen, "0.0.0.0:18081")
         for text in self.model:
             if not text.partition("=")[0]:
                 raise ValueError(f"model {text!r}: the name is empty; write NAME or NAME=BASE_PATH")
@@ -236,3 +233,11 @@ class MonitorConfig:
     def _is_here(self) -> bool:
         host = split_address(self.target)[0] if self.target else ""
         return host == "localhost" or host.startswith("127.") or host == "::1"
+
+
+def _check_address(name: str, text: str, example: str) -> None:
+    if text:
+        try:
+            split_address(text)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}; write HOST:PORT, for example {example}") from None

@@ -86,6 +86,7 @@ def test_mistakes(command: list[str], config: dict[str, Any], message: str) -> N
     ("field", "value", "message"),
     [
         ("target", "tfs", "write HOST:PORT"),
+        ("metrics_listen", "18081", "write HOST:PORT"),
         ("target", "tfs:x", "'x' is not a TCP port"),
         ("target", "::1:8500", "needs brackets"),
         ("model", ("=/models/x",), "the name is empty"),
