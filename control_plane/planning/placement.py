@@ -47,24 +47,23 @@ def place(
         return Placement(tuple(staying + added), tuple(leavers))
     surplus = _surplus(staying, len(staying) - replicas)
     staying = [copy for copy in staying if copy not in surplus]
-    missing = replicas - len(staying)
-    added = _choose(staying, [copy for copy in others() if copy.usable and fits(copy)], missing) if missing > 0 else []
-    short = max(0, missing - len(added))
+    missing = max(0, replicas - len(staying))
     useless = [copy for copy in staying if broken(copy)]
-    taken = {copy.instance for copy in added}
-    free = [copy for copy in others() if copy.usable and fits(copy) and copy.instance not in taken] if useless else []
+    # Whom nobody is looked for, nobody is asked: that costs a look at every instance.
+    free = [copy for copy in others() if copy.usable and fits(copy)] if missing or useless else []
+    added = _choose(staying, free, missing)
+    short = missing - len(added)
     instead = _choose([copy for copy in (*staying, *added) if copy not in useless], free, len(useless))
     moved = useless[: len(instead)]
     rest = [copy for copy in staying if copy not in moved]
     stuck = len(useless) - len(moved)
-    if balance and not (leavers or surplus or useless or missing > 0):
+    if balance and not (leavers or surplus or useless or missing):
         leaving, better, stuck = _balance(staying, others, fits)
         if leaving is not None and better is not None:
             rest = [copy for copy in staying if copy is not leaving]
             return Placement((*rest, better), (leaving,), balancing=True)
-    moved += [copy for copy in surplus if broken(copy)]
-    leavers = [*leavers, *surplus, *useless[: len(instead)]]
-    return Placement((*rest, *added, *instead), tuple(leavers), short, stuck, tuple(moved))
+    failing = [*moved, *(copy for copy in surplus if broken(copy))]
+    return Placement((*rest, *added, *instead), (*leavers, *surplus, *moved), short, stuck, tuple(failing))
 
 
 def _balance(
@@ -90,6 +89,7 @@ def _is_settled(copy: Copy) -> bool:
 
 
 def _choose(staying: Iterable[Copy], candidates: list[Copy], count: int) -> list[Copy]:
+    """Up to `count` of the candidates, which are taken out of these."""
     zones = Counter(copy.zone for copy in staying)
     chosen: list[Copy] = []
     while candidates and len(chosen) < count:

@@ -173,7 +173,7 @@ class FleetState:
                 _keep(self.traffic_revisions, model, self.revision if value is not None else None)
                 self._record_changed(self.traffic, model, key, value, decode_traffic)
             case RolloutKey(model):
-                self._record_changed(self.rollouts, model, key, value, decode_rollout)
+                self._rollout_changed(model, value)
             case PlaneKey(replica):
                 _keep(self.planes, replica, self._decoded(key, value, decode_plane))
                 self.touched |= {model for model in self.unmoved if self.moved(model)}
@@ -315,20 +315,22 @@ class FleetState:
         if self._is_damaged(key, value, after):
             self.touched.add(model)
             return
-        if before is not None and self._is_lost(key, model, value):
-            self.damaged.add(key)
-            self.touched.add(model)
-            return
         _keep(kept, model, after)
         if before != after:
             self.touched.add(model)
 
-    def _is_lost(self, key: Key, model: str, value: bytes | None) -> bool:
-        """Whether somebody took away how far a rollout is, while there is a policy: without it a canary that has most
-        of the traffic would pass for the version that always answered. The leader deletes it after the policy only."""
-        lost = isinstance(key, RolloutKey) and value is None and model in self.wishes
-        (self._lost.add if lost else self._lost.discard)(model)
-        return lost
+    def _rollout_changed(self, model: str, value: bytes | None) -> None:
+        """Where somebody took away how far a rollout is, while there is a policy, the last holds: without it a canary
+        that has most of the traffic would pass for the version that always answered. The leader deletes it after the
+        policy only."""
+        key = RolloutKey(model)
+        if value is None and model in self.wishes and model in self.rollouts:
+            self._lost.add(model)
+            self.damaged.add(key)
+            self.touched.add(model)
+            return
+        self._lost.discard(model)
+        self._record_changed(self.rollouts, model, key, value, decode_rollout)
 
     def _is_damaged(self, key: Key, value: bytes | None, record: object) -> bool:
         damaged = value is not None and record is None
