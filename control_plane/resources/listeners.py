@@ -61,7 +61,7 @@ def _listener(name: str, port: int, manager: _HCM, settings: DataPlaneSettings) 
     listener.enable_reuse_port.value = settings.reuse_port
     network_filter = listener.filter_chains.add().filters.add(name="envoy.filters.network.http_connection_manager")
     network_filter.typed_config.Pack(manager, deterministic=True)
-    return pack(name, listener, requires=frozenset({TRACING_COLLECTOR} if all(settings.collector) else ()))
+    return pack(name, listener, requires=frozenset({TRACING_COLLECTOR} if settings.tracing_collector else ()))
 
 
 def _manager(name: str, router: str, settings: DataPlaneSettings) -> _HCM:
@@ -85,7 +85,7 @@ def _manager(name: str, router: str, settings: DataPlaneSettings) -> _HCM:
     manager.access_log.append(observed(name))
     if settings.access_log:
         manager.access_log.append(logged(name, settings.access_log))
-    if all(settings.collector):
+    if settings.tracing_collector:
         trace(manager, settings.tracing_percent)
     return manager
 

@@ -10,6 +10,8 @@ import ipaddress
 from dataclasses import dataclass, field
 from typing import Any
 
+from registry.addresses import split_address
+
 MIB = 1024 * 1024
 
 
@@ -137,16 +139,14 @@ class DataPlaneSettings:
         return bool(self.access_log or self.tracing_collector)
 
     @property
-    def collector(self) -> tuple[str, int]:
-        """Host and port of tracing_collector; ("", 0) without one. Raises ValueError."""
+    def collector(self) -> tuple[str, int] | None:
+        """Host and port of tracing_collector, if there is one. Raises ValueError."""
         if not self.tracing_collector:
-            return "", 0
-        host, _, port = self.tracing_collector.rpartition(":")
-        if not host or not (port.isascii() and port.isdigit()) or not 0 < int(port) < 65536:
-            raise ValueError(
-                f"tracing_collector: {self.tracing_collector!r} is not HOST:PORT, such as otel-collector:4317"
-            )
-        return host.removeprefix("[").removesuffix("]"), int(port)
+            return None
+        try:
+            return split_address(self.tracing_collector)
+        except ValueError as error:
+            raise ValueError(f"tracing_collector: {error}; write HOST:PORT, such as otel-collector:4317") from None
 
     def __post_init__(self) -> None:
         """Raise ValueError, naming the field and the mend."""
@@ -158,7 +158,7 @@ class DataPlaneSettings:
             ) from None
         if self.access_log and not self.access_log.startswith("/"):
             raise ValueError(f"access_log: {self.access_log!r} is no absolute path; /dev/stdout is Envoy's own output")
-        if all(self.collector) and self.on_demand_clusters:
+        if self.collector and self.on_demand_clusters:
             raise ValueError(
                 "tracing_collector: an Envoy with on_demand_clusters asks for models' clusters only, so it would never "
                 "get the collector's; use one of the two"

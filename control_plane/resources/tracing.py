@@ -45,8 +45,7 @@ def trace(manager: _HCM, percent: float) -> None:
 
 def collector(settings: DataPlaneSettings) -> tuple[Resource, ...]:
     """The cluster of the collector, if there is one."""
-    host, port = settings.collector
-    if not host:
+    if settings.collector is None:
         return ()
     cluster = cluster_pb2.Cluster(name=TRACING_COLLECTOR, type=cluster_pb2.Cluster.LOGICAL_DNS)
     # One host, whose addresses of both families are tried one after the other; the default knows only IPv6's, if it has
@@ -57,7 +56,7 @@ def collector(settings: DataPlaneSettings) -> tuple[Resource, ...]:
     cluster.wait_for_warm_on_init.value = False
     cluster.load_assignment.cluster_name = TRACING_COLLECTOR
     where = cluster.load_assignment.endpoints.add().lb_endpoints.add().endpoint.address.socket_address
-    where.address, where.port_value = host, port
+    where.address, where.port_value = settings.collector
     options = http_protocol_options_pb2.HttpProtocolOptions()
     options.explicit_http_config.http2_protocol_options.SetInParent()
     cluster.typed_extension_protocol_options[HTTP_OPTIONS].Pack(options, deterministic=True)
