@@ -16,7 +16,7 @@ from modelplane.planes import Report
 from modelplane.policies.told import told_policy
 from modelplane.policies.view import PolicyView
 from modelplane.quarantine import quarantine
-from modelplane.table import listed, rest_address
+from modelplane.table import conditions, listed, rest_address
 from registry.addresses import join_address
 from registry.records import InstanceRecord
 from registry.traffic import TrafficRecord
@@ -145,12 +145,8 @@ def _about(record: InstanceRecord, model: str) -> bool:
 def _conditions(picture: Picture, model: str, versions: Sequence[Version]) -> list[Line]:
     """Those about the model, and those that are about all models of an instance that holds it."""
     holders = {name for row in versions for name in row.holdings}
-    same: dict[str, list[str]] = {}
-    for name, record in picture.instances.items():
-        for one in record.conditions:
-            if one.model == model or (not one.model and name in holders):
-                same.setdefault(f"{one.name}: {one.text}", []).append(name)
-    lines = [Line(f"{listed(names)}: {said}", Tone.BAD) for said, names in same.items()]
+    said = conditions(picture, lambda name, one: one.model == model or (not one.model and name in holders))
+    lines = [Line(line, Tone.BAD) for line in said]
     return [Line(""), Line("CONDITIONS"), *lines] if lines else []
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import shlex
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from modelplane.fleet import Holding, Picture, State, Version
 from registry.addresses import join_address
-from registry.records import InstanceRecord, InstanceState
+from registry.records import Condition, InstanceRecord, InstanceState
 
 _NAMES_SHOWN = 4
 
@@ -54,9 +54,8 @@ def table(picture: Picture, width: int = 100, policies: Iterable[str] = ()) -> l
         lines += columns(("INSTANCE", "STATE", "GRPC", "REST", "READY"), instances)
     else:
         lines.append("No instances.")
-    conditions = list(_conditions(picture))
-    if conditions:
-        lines += ["", "CONDITIONS", *conditions]
+    if said := conditions(picture):
+        lines += ["", "CONDITIONS", *said]
     reasons = list(_reasons(picture))
     if reasons:
         lines += ["", "NOT READY", *reasons]
@@ -110,12 +109,14 @@ def _version_changes(old: Version | None, new: Version | None) -> Iterable[str]:
         yield f"{row.model}: requests that name no version get version {row.version}"
 
 
-def _conditions(picture: Picture) -> Iterable[str]:
+def conditions(picture: Picture, concerns: Callable[[str, Condition], bool] = lambda name, one: True) -> list[str]:
+    """What `concerns`, given an instance and a condition of it, lets pass; one line for all that say the same."""
     same: defaultdict[str, list[str]] = defaultdict(list)
     for name, record in picture.instances.items():
         for condition in record.conditions:
-            same[f"{condition.name}: {condition.text}"].append(name)
-    return (f"{listed(names)}: {said}" for said, names in same.items())
+            if concerns(name, condition):
+                same[f"{condition.name}: {condition.text}"].append(name)
+    return [f"{listed(names)}: {said}" for said, names in same.items()]
 
 
 def _reasons(picture: Picture) -> Iterable[str]:
