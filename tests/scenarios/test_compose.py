@@ -1,11 +1,11 @@
-"""compose.yaml on a real engine, with the load from outside of the containers."""
+"""compose.yaml on a real engine, with the load from outside of the containers. One stack for all; each test begins and
+ends with all of it healthy."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -15,18 +15,41 @@ from tests.support.load import Load
 from tests.support.saved_models import predict_request
 from tests.support.waiting import eventually
 
-CRASHED = ("serving", "control-plane-0", "control-plane-1", "etcd-0", "etcd-1", "etcd-2")
+pytestmark = pytest.mark.asyncio
+
+SPARE = ("serving", "control-plane-0", "control-plane-1", "etcd-0", "etcd-1", "etcd-2")
+"""What may be lost without a request's failing: all but Envoy, which is the one address."""
+
+Step = Callable[[str], None]
 
 
-@pytest.fixture
-def compose(tmp_path: Path) -> Iterator[Compose]:
+@pytest.fixture(scope="module")
+def step() -> Step:
+    """Tells how long what has just been done took."""
+    began = time.monotonic()
+
+    def told(name: str) -> None:
+        nonlocal began
+        print(f"{name}: {time.monotonic() - began:.1f} s", flush=True)
+        began = time.monotonic()
+
+    return told
+
+
+@pytest.fixture(scope="module")
+def compose(tmp_path_factory: pytest.TempPathFactory, step: Step) -> Iterator[Compose]:
     program = compose_or_skip()
     engine = engine_or_skip()
     try:
         if not engine.own:
             pytest.skip("the engine is borrowed: the processes of its containers are not ours to kill")
-        compose = Compose(engine, program, tmp_path)
+        step("engine")
+        compose = Compose(engine, program, tmp_path_factory.mktemp("compose"))
         try:
+            compose.build()
+            step("images")
+            compose("up", "-d", "--wait", "--no-build")
+            step("up")
             yield compose
         finally:
             compose.close()
@@ -34,60 +57,155 @@ def compose(tmp_path: Path) -> Iterator[Compose]:
         engine.close()
 
 
-@pytest.mark.asyncio
-async def test_any_one_container_is_lost_and_instances_come_and_go_under_load(compose: Compose) -> None:
-    steps: list[str] = []
-    began = time.monotonic()
+def load_of(compose: Compose, clients: int = 4) -> Load:
+    return Load(f"127.0.0.1:{compose.port}", predict_request("half_plus_two", [1.0]), clients, rest=0.01, timeout=60)
 
-    def step(name: str) -> None:
-        nonlocal began
-        steps.append(f"{name}: {time.monotonic() - began:.1f} s")
-        print(steps[-1], flush=True)
-        began = time.monotonic()
 
-    await asyncio.to_thread(compose.build)
-    step("images")
-    await asyncio.to_thread(compose, "up", "-d", "--wait", "--no-build")
-    step("up")
-    first = compose.containers("serving")
-    assert len(first) == 2
-
-    async with Load(f"127.0.0.1:{compose.port}", predict_request("half_plus_two", [1.0]), rest=0.01) as load:
+async def test_all_of_it_is_healthy_and_answers(compose: Compose, step: Step) -> None:
+    async with load_of(compose) as load:
+        await load.more(1)
+        step("first answer")
         await load.more(50)
-        step("load")
-        for service in CRASHED:
+    load.assert_all_ok()
+    assert not compose.unhealthy()
+    assert len(compose.containers("serving")) == 2
+
+
+async def test_what_crashes_comes_back_by_itself(compose: Compose, step: Step) -> None:
+    async with load_of(compose) as load:
+        for service in SPARE:
             await compose.crash(compose.containers(service)[0])
             step(f"{service} crashed and came back")
             load.assert_all_ok()
+    step(f"{len(load.outcomes)} requests, none failed")
 
-        await asyncio.to_thread(compose, "up", "-d", "--wait", "--no-build", "--no-recreate", "--scale", "serving=4")
-        step("four instances are healthy")
-        four = compose.containers("serving")
-        assert len(four) == 4
 
-        before = {container: compose.received(container) for container in four}
-        await load.more(200)
+async def test_what_is_killed_comes_back_with_up(compose: Compose, step: Step) -> None:
+    async with load_of(compose) as load:
+        for service in SPARE:
+            await compose.kill(compose.containers(service)[0])
+            step(f"{service} killed, and brought back")
+            load.assert_all_ok()
+    step(f"{len(load.outcomes)} requests, none failed")
+
+
+async def test_instances_come_and_go(compose: Compose, step: Step) -> None:
+    async with load_of(compose) as load:
+        await asyncio.to_thread(compose, "up", "-d", "--wait", "--no-build", "--no-recreate", "--scale", "serving=5")
+        step("five instances are healthy")
+        five = compose.containers("serving")
+        assert len(five) == 5
+        before = {container: compose.received(container) for container in five}
 
         def all_share() -> bool:
-            received = [compose.received(container) - before[container] for container in four]
-            return min(received) > sum(received) / 10
+            received = [compose.received(container) - before[container] for container in five]
+            return sum(received) > 1000 and min(received) > sum(received) / 10
 
-        await eventually(all_share, "each of four instances gets its share", 20)
+        await eventually(all_share, "each of five instances gets its share", 20)
         step("they share the load")
         await asyncio.to_thread(compose, "up", "-d", "--no-build", "--no-recreate", "--scale", "serving=2")
-        step("two drained and gone")
+        step("three drained and gone")
         assert len(compose.containers("serving")) == 2
         await load.more(200)
-    load.assert_all_ok(at_least=1000)
-    step(f"{len(load.outcomes)} requests")
+    load.assert_all_ok()
+    step(f"{len(load.outcomes)} requests, none failed")
 
-    # Envoy apart: it is the one address.
+
+async def test_a_monitor_beside_its_server_is_lost_alone(compose: Compose, step: Step) -> None:
+    """Its server is used on: it answers the control planes' own checks."""
+    sidecar = ("--profile", "sidecar")
+    up = (*sidecar, "up", "-d", "--wait", "--no-build", "--no-recreate")
+
+    async def leased(on: bool) -> bool:
+        return ("lease lost on sidecar" in await asyncio.to_thread(compose.modelplane, "status")) is not on
+
+    async def gets_its_share() -> None:
+        before = compose.received(server)
+        await eventually(lambda: compose.received(server) - before > 500, "the server gets its share", 30)
+
+    await asyncio.to_thread(compose, *up)
+    monitor, server = (compose(*sidecar, "ps", "-q", f"sidecar-{name}").strip() for name in ("monitor", "serving"))
+    step("a server with its monitor as a sidecar is healthy")
+    async with load_of(compose) as load:
+        await gets_its_share()
+        step("it gets its share")
+        for container, name in ((monitor, "monitor"), (server, "server")):
+            await compose.crash(container)
+            await gets_its_share()
+            step(f"the {name} crashed and came back alone")
+            load.assert_all_ok()
+        compose.engine.api.kill(monitor)
+        await eventually(lambda: leased(False), "the lease to run out", 30)
+        await gets_its_share()
+        step("the monitor was killed, its lease ran out, and the server is used on")
+        await asyncio.to_thread(compose, *up)
+        await eventually(lambda: leased(True), "the monitor to be back", 30)
+        step("the monitor is back")
+        await asyncio.to_thread(compose, *sidecar, "rm", "-f", "-s", "sidecar-monitor", "sidecar-serving")
+        await asyncio.to_thread(compose, *sidecar, "rm", "-f", "-s", "sidecar-network")
+        step("drained and gone")
+        await load.more(200)
+    load.assert_all_ok()
+    step(f"{len(load.outcomes)} requests, none failed")
+
+
+async def test_an_instance_is_cut_off(compose: Compose, step: Step) -> None:
+    """What it has in flight waits until TCP gives it up, and is asked elsewhere then."""
+    async with load_of(compose, clients=16) as load:
+        cut = compose.containers("serving")[0]
+        await load.more(500)
+        began = time.monotonic()
+        compose.cut(cut)
+        await eventually(lambda: everybody_answered(load, began + 1), "every client is answered", 60)
+        waited = [one.seconds for one in load.outcomes if one.started + one.seconds > began and one.seconds > 1]
+        step(f"an instance was cut off, {len(waited)} requests waited for it, {max(waited, default=0):.1f} s at most")
+        compose.connect(cut, "serving")
+        await eventually(lambda: compose.received(cut) > 500, "it gets its share again", 60)
+        step("connected again, it gets its share")
+    load.assert_all_ok()
+    assert len(waited) <= load.clients
+    step(f"{len(load.outcomes)} requests, none failed")
+
+
+def everybody_answered(load: Load, since: float) -> bool:
+    """Whether each client has an answer to a request that it began after that."""
+    return len({one.client for one in load.outcomes if one.started > since}) == load.clients
+
+
+@pytest.mark.parametrize("number", [0, 1])
+async def test_a_control_plane_is_cut_off(compose: Compose, step: Step, number: int) -> None:
+    cut, other = f"control-plane-{number}", f"control-plane-{1 - number}"
+    ask = ("exec", "-T", other, "modelplane", "get", "envoys", "-o", "json", "--control-plane", f"{other}:18080")
+
+    async def heard() -> bool:
+        return '"node": "envoy"' in await asyncio.to_thread(compose, *ask)
+
+    container = compose.containers(cut)[0]
+    async with load_of(compose) as load:
+        compose.cut(container)
+        await eventually(heard, f"Envoy goes to {other}", 60)
+        step(f"{cut} was cut off, and Envoy has gone to {other}")
+        # Who can't have heard of a change from the one has it from the other.
+        instance = compose.containers("serving")[0]
+        await compose.kill(instance)
+        await eventually(lambda: compose.received(instance) > 200, "an instance that came meanwhile gets its share", 30)
+        step("an instance that was killed and brought back meanwhile has its share")
+        compose.connect(container, cut)
+        await eventually(lambda: compose.healthy(container), f"{cut} is healthy", 40)
+        await load.more(200)
+    load.assert_all_ok()
+    step(f"{len(load.outcomes)} requests, none failed")
+
+
+async def test_envoy_crashes_and_comes_back(compose: Compose, step: Step) -> None:
     await compose.crash(compose.containers("envoy")[0])
     step("envoy crashed and came back")
-    async with Load(f"127.0.0.1:{compose.port}", predict_request("half_plus_two", [1.0])) as load:
+    async with load_of(compose) as load:
         await load.more(20)
     load.assert_all_ok(at_least=20)
 
+
+async def test_down_leaves_nothing(compose: Compose, step: Step) -> None:
     await asyncio.to_thread(compose, "down", "-v", "--timeout", "10")
     step("down")
     assert compose("ps", "-q", "-a") == ""

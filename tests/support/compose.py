@@ -3,6 +3,7 @@ server in the place of TensorFlow Serving, whose TensorFlow is this interpreter'
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import io
 import json
@@ -14,7 +15,6 @@ import subprocess
 import sys
 import sysconfig
 import tarfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,8 @@ class Compose:
         import tensorflow
 
         packages = Path(tensorflow.__file__).parents[1]
-        override = {"services": {"serving": {"volumes": [f"{packages}:/opt/tensorflow:ro"]}}}
+        mounted = {"volumes": [f"{packages}:/opt/tensorflow:ro"]}
+        override = {"services": {"serving": mounted, "sidecar-serving": mounted}}
         (folder / "override.json").write_text(json.dumps(override))
         self._environment = {
             **os.environ,
@@ -73,11 +74,13 @@ class Compose:
             "COMPOSE_PROJECT_NAME": f"mp-{os.getpid()}",
             "MODELPLANE_IMAGE": "modelplane-test:1",
             "INSTANCE_IMAGE": "modelplane-test-serving:1",
+            "SERVING_IMAGE": "modelplane-test-serving:1",
             "ETCD_IMAGE": "modelplane-test-etcd:1",
             "ENVOY_IMAGE": "modelplane-test-envoy:1",
             "MODELS": str(models),
             "GRPC_PORT": f"127.0.0.1:{self.port}",
             "REST_PORT": "127.0.0.1:0",
+            "OBSERVE": "0",
         }
 
     def build(self) -> None:
@@ -138,24 +141,54 @@ class Compose:
         """What its health check says."""
         return bool(self.state(container).get("Health", {}).get("Status") == "healthy")
 
+    def unhealthy(self) -> list[str]:
+        """What `docker compose ps` lists and does not call healthy."""
+        shown = self("ps", "--all", "--format", "{{.Service}} {{.State}} {{.Health}} {{.ExitCode}}").splitlines()
+        return [line for line in shown if line.split()[1:] not in (["running", "healthy", "0"], ["exited", "0"])]
+
+    def modelplane(self, *arguments: str) -> str:
+        """A command of modelplane, in a control plane's container."""
+        return self("exec", "-T", "control-plane-0", "modelplane", *arguments)
+
+    def address(self, container: str) -> str:
+        """In the network that all share."""
+        networks = self.engine.api.inspect_container(container)["NetworkSettings"]["Networks"]
+        return str(networks[self._network]["IPAddress"])
+
+    def cut(self, container: str) -> None:
+        """Take its network away."""
+        self.engine.api.disconnect_container_from_network(container, self._network)
+
+    def connect(self, container: str, service: str) -> None:
+        """Give its network back, as Compose had given it."""
+        self.engine.api.connect_container_to_network(container, self._network, aliases=[service])
+
+    @property
+    def _network(self) -> str:
+        return f"{self._environment['COMPOSE_PROJECT_NAME']}_default"
+
     def received(self, container: str) -> int:
         """Packets from its network."""
         pid = self.state(container)["Pid"]
         lines = Path(f"/proc/{pid}/net/dev").read_text().splitlines()
         return sum(int(line.split()[2]) for line in lines if line.strip().startswith("eth"))
 
-    async def crash(self, container: str) -> float:
-        """Kill its first process, as a crash does (`docker kill` would be taken as the wish that it stays down); until
-        the engine has started it again and it is healthy. How long that took."""
+    async def crash(self, container: str) -> None:
+        """Kill its first process, as a crash does; until the engine has started it again and it is healthy."""
         before = self.state(container)
-        began = time.monotonic()
         os.kill(before["Pid"], signal.SIGKILL)
 
         def back() -> bool:
             return self.state(container)["StartedAt"] != before["StartedAt"] and self.healthy(container)
 
         await eventually(back, f"{container} is back", 60)
-        return time.monotonic() - began
+
+    async def kill(self, container: str) -> None:
+        """`docker kill`, which the engine takes as the wish that it stays down; until `up` has brought it back."""
+        self.engine.api.kill(container)
+        await eventually(lambda: not self.state(container)["Running"], f"{container} is down", 20)
+        await asyncio.to_thread(self, "up", "-d", "--no-build", "--no-recreate")
+        await eventually(lambda: self.healthy(container), f"{container} is back", 60)
 
     def close(self) -> None:
         """Nothing of it is left."""
