@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +14,21 @@ from tests.support.etcd import Etcd
 from tests.support.examples import load_profile
 
 load_profile()
+
+
+_LONG = ("scenarios", "modelplane", "monitor", "registry", "examples")
+"""Folders whose files take long: begun with, so that what is left at the end fills all workers evenly."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    folders = {item: item.path.relative_to(Path(__file__).parent).parts[0] for item in items}
+    items.sort(key=lambda item: _LONG.index(folders[item]) if folders[item] in _LONG else len(_LONG))
+
+
+def pytest_configure() -> None:
+    # A run that is ended cleans up as one that is interrupted.
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

@@ -95,6 +95,17 @@ class Compose:
         self._image("modelplane-test-envoy:1", fileobj=_context(_ENVOY, programs["envoy"]), custom_context=True)
 
     def _import_base(self) -> None:
+        base = Path(os.environ.get("MODELPLANE_TEST_BASE", ""))
+        if not base.is_file():
+            base = self._make_base()
+        certificates = "/etc/ssl/certs/ca-certificates.crt"
+        repository, _, tag = BASE.partition(":")
+        self.engine.api.import_image_from_file(
+            str(base), repository=repository, tag=tag, changes=[f"ENV PIP_CERT={certificates}"]
+        )
+        base.unlink()
+
+    def _make_base(self) -> Path:
         if shutil.which("mmdebstrap") is None:
             pytest.skip(f"no image {BASE}: nothing is pulled here, and making one takes mmdebstrap")
         base = self._folder / "base.tar"
@@ -102,12 +113,7 @@ class Compose:
         made = subprocess.run([script, sys.base_prefix, base], check=False, capture_output=True, text=True, timeout=300)
         if made.returncode:
             pytest.skip(f"no image {BASE} can be made here: {made.stderr.strip()[-300:]}")
-        certificates = "/etc/ssl/certs/ca-certificates.crt"
-        repository, _, tag = BASE.partition(":")
-        self.engine.api.import_image_from_file(
-            str(base), repository=repository, tag=tag, changes=[f"ENV PIP_CERT={certificates}"]
-        )
-        base.unlink()
+        return base
 
     def _image(self, tag: str, **source: Any) -> None:
         # The host's network: the tests' engine has no other that leads outside.
