@@ -35,7 +35,8 @@ class MonitorConfig:
     metrics_listen: str = field(
         default="",
         metadata={
-            "help": "address for this monitor's /metrics, such as 0.0.0.0:18081; not in discovery mode",
+            "help": "address for this monitor's /metrics, such as 0.0.0.0:18081; with --docker of all containers "
+            "together",
             "metavar": "HOST:PORT",
         },
     )

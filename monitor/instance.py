@@ -146,16 +146,16 @@ class InstanceMonitor:
         claimant = make_claimant(self._keyspace, name, join_address(address, plan.port), config.lease_ttl)
         turn = asyncio.create_task(wait_for_turn(self._etcd, claimant), name="turn")
         if await self._until_told_to_end(turn):
-            await self._claim_and_run(core, client, endpoint, claimant)
+            leased = LeasedKeys(self._etcd, config.lease_ttl, claimant, self._refresh)
+            with self._metrics.following(core, leased):
+                await self._claim_and_run(core, client, endpoint, claimant, leased)
         else:
             await self._stop()
 
     async def _claim_and_run(
-        self, core: MonitorCore, client: ServerClient, endpoint: ReadyRecord, claimant: Claimant
+        self, core: MonitorCore, client: ServerClient, endpoint: ReadyRecord, claimant: Claimant, leased: LeasedKeys
     ) -> None:
         config, plan, name = self._config, self._plan, core.instance
-        leased = LeasedKeys(self._etcd, config.lease_ttl, claimant, self._refresh)
-        self._metrics.follow(core, leased)
         async with asyncio.TaskGroup() as group:
             claiming = group.create_task(leased.run(), name="claim")
             inheriting = asyncio.create_task(self._inherit(core, leased, endpoint), name="inherit")

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 
 from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -20,40 +22,71 @@ from registry.records import Proof, ServableState
 
 
 class MonitorMetrics(Collector):
-    """Of one instance. `collect` comes from another thread: it reads numbers, and copies of what may change."""
+    """Of all instances of one monitor together: one, or in discovery mode one for each container. `collect` comes from
+    another thread: it reads numbers, and copies of what may change.
+
+    Invariant: no counter goes back when an instance goes."""
 
     def __init__(self) -> None:
-        self._core: MonitorCore | None = None
-        self._leased: LeasedKeys | None = None
+        self._lock = threading.Lock()
+        self._followed: dict[MonitorCore, LeasedKeys] = {}
+        self._past = _Counts()
+        """What was counted for instances that are not followed any more."""
         self.drains: Counter[bool] = Counter()
-        """Ends of the drain before the instance's end, by whether nothing was in flight."""
+        """Ends of the drain before an instance's end, by whether nothing was in flight."""
 
-    def follow(self, core: MonitorCore, leased: LeasedKeys) -> None:
-        """The instance is claimed: this is what it is made of."""
-        self._core, self._leased = core, leased
+    @contextmanager
+    def following(self, core: MonitorCore, leased: LeasedKeys) -> Iterator[None]:
+        """From the instance's claim to its end: what it is made of."""
+        with self._lock:
+            self._followed[core] = leased
+        try:
+            yield
+        finally:
+            with self._lock:
+                del self._followed[core]
+                self._past.add(core, leased)
 
     def collect(self) -> Iterator[Metric]:
-        """All families, of an instance that isn't claimed yet with nothing but zeros."""
-        core, leased = self._core, self._leased
-        states = core.states() if core is not None else Counter()
+        """All families; nothing but zeros before any instance is claimed."""
+        states, held = Counter[str](), 0
+        with self._lock:
+            counts = replace(self._past, probes=self._past.probes.copy())
+            for core, leased in self._followed.items():
+                counts.add(core, leased)
+                states += core.states()
+                held += leased.held
         versions = GaugeMetricFamily("modelplane_monitor_versions", "versions of models, by state", labels=["state"])
         for state in sorted({*(one.value for one in ServableState if one is not ServableState.END), *states, "READY"}):
             versions.add_metric([state], states[state])
         probes = CounterMetricFamily("modelplane_monitor_probes", "probes that ended, by result", labels=["result"])
         for proof in Proof:
-            probes.add_metric([proof.value], core.probes[proof] if core is not None else 0)
+            probes.add_metric([proof.value], counts.probes[proof])
         drains = CounterMetricFamily("modelplane_monitor_drains", "drains at the end, by outcome", labels=["outcome"])
         for drained, outcome in ((True, "drained"), (False, "given_up")):
             drains.add_metric([outcome], self.drains[drained])
         yield from (versions, probes, drains)
         for name, text, value in (
-            ("lease_renewals", "renewals of the lease in etcd", leased.renewals if leased is not None else 0),
-            ("leases_lost", "leases granted in place of lost ones", leased.regrants if leased is not None else 0),
-            ("reconnects", "times that the server answered again", core.reconnects if core is not None else 0),
+            ("lease_renewals", "renewals of the leases in etcd", counts.renewals),
+            ("leases_lost", "leases granted in place of lost ones", counts.regrants),
+            ("reconnects", "times that a server answered again", counts.reconnects),
         ):
             yield CounterMetricFamily(f"modelplane_monitor_{name}", text, value=value)
-        held = leased is not None and leased.held
-        yield GaugeMetricFamily("modelplane_monitor_lease_held", "1 while the lease is alive", value=float(held))
+        yield GaugeMetricFamily("modelplane_monitor_lease_held", "leases that are alive, one per instance", value=held)
+
+
+@dataclass(slots=True)
+class _Counts:
+    probes: Counter[Proof] = field(default_factory=Counter)
+    renewals: int = 0
+    regrants: int = 0
+    reconnects: int = 0
+
+    def add(self, core: MonitorCore, leased: LeasedKeys) -> None:
+        self.probes += core.probes
+        self.renewals += leased.renewals
+        self.regrants += leased.regrants
+        self.reconnects += core.reconnects
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from monitor.docker.files import ContainerConfigFile
 from monitor.docker.wishes import MANAGE
 from monitor.errors import InstanceSupersededError, MonitorError
 from monitor.instance import InstanceMonitor
+from monitor.metrics import MonitorMetrics
 from monitor.model_config import ModelConfigFile
 from monitor.plan import Plan
 from monitor.signals import StopOrders
@@ -35,7 +36,16 @@ _AGAIN = 5.0
 class Attachment:
     """`want` says what is to be watched; `run` does it until nothing is wanted any more, or `leave`."""
 
-    def __init__(self, target: Target, config: MonitorConfig, engine: Engine, etcd: EtcdClient, *, new: bool) -> None:
+    def __init__(
+        self,
+        target: Target,
+        config: MonitorConfig,
+        engine: Engine,
+        etcd: EtcdClient,
+        metrics: MonitorMetrics,
+        *,
+        new: bool,
+    ) -> None:
         """`new`: the container was seen starting, so an earlier run's keys can't be true."""
         self.name = target.name
         """The container's name."""
@@ -43,6 +53,7 @@ class Attachment:
         self._config = config
         self._engine = engine
         self._etcd = etcd
+        self._metrics = metrics
         self._orders = StopOrders()
         self._new = new
         self._monitor: InstanceMonitor | None = None
@@ -132,6 +143,7 @@ class Attachment:
             new_server=self._new,
             stop_server=functools.partial(self._stop_container, target),
             consent=consent,
+            metrics=self._metrics,
         )
         monitor.report("manage", [Condition("NotManaged", why_not)] if why_not else [])
         if self._target is None or self._target.identity != target.identity or self._over:

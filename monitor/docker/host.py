@@ -25,6 +25,7 @@ from monitor.docker.engine import Engine, EngineError
 from monitor.docker.events import to_look_at
 from monitor.docker.refusal import QUIET, Refusal
 from monitor.errors import MonitorError
+from monitor.metrics import MonitorMetrics
 from monitor.signals import StopSignals
 from registry.etcd import EtcdClient
 
@@ -44,13 +45,20 @@ class HostMonitor:
     """`follow` until told to stop, then `end`."""
 
     def __init__(
-        self, config: MonitorConfig, docker: DockerConfig, engine: Engine, etcd: EtcdClient, signals: StopSignals
+        self,
+        config: MonitorConfig,
+        docker: DockerConfig,
+        engine: Engine,
+        etcd: EtcdClient,
+        signals: StopSignals,
+        metrics: MonitorMetrics,
     ) -> None:
         self._config = config
         self._docker = docker
         self._engine = engine
         self._etcd = etcd
         self._signals = signals
+        self._metrics = metrics
         self._core: DockerCore | None = None
         self._attachments: dict[str, Attachment] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -178,7 +186,7 @@ class HostMonitor:
             attachment.want(target, "" if target else self._why_not(attachment.name, decision))
         for name, target in decision.targets.items():
             if name not in self._attachments:
-                attachment = Attachment(target, self._config, self._engine, self._etcd, new=not first)
+                attachment = Attachment(target, self._config, self._engine, self._etcd, self._metrics, new=not first)
                 self._attachments[name] = attachment
                 task = self._tasks[name] = asyncio.create_task(attachment.run(), name=f"instance {name}")
                 task.add_done_callback(functools.partial(self._forget, name))

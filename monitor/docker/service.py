@@ -9,6 +9,7 @@ from monitor.docker.config import DockerConfig
 from monitor.docker.engine import Engine
 from monitor.docker.host import HostMonitor
 from monitor.errors import MonitorError
+from monitor.metrics import MonitorMetrics, served
 from monitor.signals import StopSignals
 from registry.etcd import EtcdClient
 
@@ -19,8 +20,9 @@ async def run(config: MonitorConfig, docker: DockerConfig) -> int:
     _check(config)
     signals = StopSignals()
     async with Engine(docker.docker_url) as engine, EtcdClient(config.etcd) as etcd:
-        with signals.installed():
-            host = HostMonitor(config, docker, engine, etcd, signals)
+        metrics = MonitorMetrics()
+        with served(config.metrics_listen, metrics), signals.installed():
+            host = HostMonitor(config, docker, engine, etcd, signals, metrics)
             following = asyncio.create_task(host.follow(), name="engine")
             stopping = asyncio.create_task(signals.stop.wait(), name="stop")
             try:

@@ -6,19 +6,28 @@ import asyncio
 import os
 import signal
 import sys
+import urllib.request
 from pathlib import Path
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from registry.keys import ReadyKey
 from registry.records import InstanceState, ReadyState
 from tests.monitor.docker.containers import LABELS, READY, View, entrypoint, instance, monitor, name, server
 from tests.support.docker_engine import IMAGE, ROOT, DockerEngine
 from tests.support.etcd import Etcd
-from tests.support.processes import ChildProcess
+from tests.support.processes import ChildProcess, free_port
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.scenario
+
+
+def told(address: str) -> dict[tuple[str, str], float]:
+    """The samples of a metrics page, by name and the one label's value."""
+    with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as answer:
+        families = list(text_string_to_metric_families(answer.read().decode()))
+    return {(one.name, "".join(one.labels.values())): one.value for family in families for one in family.samples}
 
 
 async def test_follows_containers_through_their_life(
@@ -31,8 +40,12 @@ async def test_follows_containers_through_their_life(
     labelled = engine.container(name("labelled"), server(9000, "digits"), first, labels=LABELS)
     engine.container(name("image"), [], first, image=IMAGE, binds=[f"{script}:/tf_serving_entrypoint.sh:ro"], **entry)
     engine.container(name("other"), server(8500, "other"), first)
-    with monitor(etcd, engine) as process:
+    metrics = f"127.0.0.1:{free_port()}"
+    with monitor(etcd, engine, f"--metrics-listen={metrics}") as process:
         await registry.until(("digits", instance("labelled")), ("letters", instance("image")))
+        both = await asyncio.to_thread(told, metrics)
+        assert both["modelplane_monitor_lease_held", ""] == 2
+        assert both["modelplane_monitor_versions", "READY"] == 2
 
         engine.api.pause(labelled)
         await registry.until(("letters", instance("image")), timeout=3)
@@ -64,6 +77,15 @@ async def test_follows_containers_through_their_life(
         await registry.until(("digits", instance("labelled")), ("letters", instance("image")))
         engine.remove(labelled)
         await registry.until(("letters", instance("image")), timeout=5)
+
+        async def one_is_left() -> bool:
+            return (await asyncio.to_thread(told, metrics))["modelplane_monitor_lease_held", ""] == 1
+
+        await eventually(one_is_left, "one lease to be left", timeout=5)
+        one = await asyncio.to_thread(told, metrics)
+        assert one["modelplane_monitor_versions", "READY"] == 1
+        for sample, value in both.items():
+            assert one[sample] >= value or not sample[0].endswith("_total"), f"{sample} went back"
         process.send(signal.SIGTERM)
         assert process.wait() == 0
         await registry.until(("letters", instance("image")))
