@@ -8,6 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
+from control_plane.comparing.comparer import OUTCOMES
 from control_plane.extent import Extent
 from control_plane.leader import Figures
 from control_plane.model import Health
@@ -81,6 +82,9 @@ class Metrics:
             ("outcome",),
             registry=self.registry,
         )
+        # A rate is known from the second reading on: the first must not be that of the first comparison.
+        for outcome in OUTCOMES:
+            self.comparisons.labels(outcome)
         self.quarantined = gauge("quarantined_resources", "resources that Envoys refuse, by type", "type")
 
     def streams(self, totals: Mapping[str, Counters]) -> None:

@@ -1,6 +1,7 @@
 -- What both model routers share. The control plane joins three pieces into one inline source for Envoy's Lua filter:
 -- the pins (`local PINNED = [==[...]==]`) and what operators want of traffic (`local TRAFFIC = [==[...]==]`) with whether
--- somebody reads which model each request was for (`local NAMED = true`), this file and router_traffic.lua, and router_grpc.lua or router_rest.lua.
+-- somebody reads which model each request was for (`local NAMED = true`) and what share of each model's requests is
+-- observed (`local OBSERVED = 0.01`, or nil), this file and router_traffic.lua, and router_grpc.lua or router_rest.lua.
 --
 -- A model router only says where a request goes: it writes the cluster's name into a header, which the route reads
 -- (`cluster_header`). It knows no list of models: an unknown name is an unknown cluster, and the listener's

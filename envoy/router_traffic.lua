@@ -95,7 +95,7 @@ local function read_policy(name, line)
     shadows = {},
     total = 0,
     sticky = given.sticky,
-    observe = tonumber(given.observe),
+    observe = tonumber(given.observe) or OBSERVED,
     compare = tonumber(given.compare),
     between = given.between and (gsub(given.between, ",", " ")),
     timeout = given.timeout,
@@ -120,9 +120,12 @@ local function read_policy(name, line)
   return policy
 end
 
+-- Of a model without a line: nothing but that its times are told, where the fleet wants them.
+local OTHERS = OBSERVED and read_policy("", "")
+
 -- What operators want of a model; nil if nothing.
 local function policy_of(encoded)
-  local policy = LINES[encoded]
+  local policy = LINES[encoded] or OTHERS
   if type(policy) == "string" then
     policy = read_policy(encoded, policy)
     LINES[encoded] = policy

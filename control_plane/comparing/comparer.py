@@ -94,9 +94,12 @@ class _Job:
     request: bytes
 
 
+OUTCOMES = ("compared", "differed", "dropped", "skipped")
+
+
 class Comparer:
     """Serves PredictionService. `run` works until cancelled; before and after it everything is dropped. `count` is told
-    what became of each copy: compared, differed, dropped, skipped."""
+    what became of each copy: one of OUTCOMES."""
 
     def __init__(
         self,

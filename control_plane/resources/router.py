@@ -16,27 +16,35 @@ from control_plane.envoy_files import read_envoy_file
 from control_plane.resources.names import GRPC_ROUTER, REST_ROUTER, encode_model, grpc_cluster, rest_cluster
 from control_plane.resources.resource import Resource, pack
 from control_plane.resources.settings import DataPlaneSettings
-from control_plane.resources.traffic import Routing
+from control_plane.resources.traffic import Routing, share
 
 _NameOf: TypeAlias = Callable[[str, int], str]
 
 
-def lua_source(protocol: str, pins: Mapping[str, int], routings: Mapping[str, Routing], *, named: bool = False) -> str:
+def lua_source(
+    protocol: str, pins: Mapping[str, int], routings: Mapping[str, Routing], settings: DataPlaneSettings
+) -> str:
     """One router's inline source: pins and models' lines as text, what both routers share, and the one for `grpc` or
-    `rest`. `named`: each request gets the headers for log and traces."""
+    `rest`."""
     # The text can't end a long string early: neither an encoded name nor a line holds a bracket.
     pinned = "".join(sorted(f"{encode_model(model)} {version}\n" for model, version in pins.items()))
     lines = "".join(sorted(f"{encode_model(model)} {routing.line}\n" for model, routing in routings.items()))
     code = "\n".join(read_envoy_file(f"router_{part}.lua") for part in ("common", "traffic", protocol))
-    told = "local NAMED = true\n" if named else "local NAMED = false\n"
+    observed = share(settings.observe_percent / 100) if settings.observe_percent else "nil"
+    told = f"local NAMED = {str(settings.named).lower()}\nlocal OBSERVED = {observed}\n"
     return f"local PINNED = [==[\n{pinned}]==]\nlocal TRAFFIC = [==[\n{lines}]==]\n{told}{code}"
 
 
 def _router(
-    name: str, protocol: str, pins: Mapping[str, int], routings: Mapping[str, Routing], name_of: _NameOf, named: bool
+    name: str,
+    protocol: str,
+    pins: Mapping[str, int],
+    routings: Mapping[str, Routing],
+    name_of: _NameOf,
+    settings: DataPlaneSettings,
 ) -> Resource:
     lua = lua_pb2.Lua(stat_prefix=name)
-    lua.default_source_code.inline_string = lua_source(protocol, pins, routings, named=named)
+    lua.default_source_code.inline_string = lua_source(protocol, pins, routings, settings)
     # The router clears the cache itself once it has set the cluster; by itself the filter would do it at every header.
     lua.clear_route_cache.value = False
     config = extension_pb2.TypedExtensionConfig(name=name)
@@ -51,7 +59,7 @@ def router_configs(
 ) -> tuple[Resource, ...]:
     """The gRPC router and, unless there is no REST listener, the REST router. `pins`: the version that must be written
     into requests that name none, for the models that need it; `routings`: the models that need more than that."""
-    grpc_router = _router(GRPC_ROUTER, "grpc", pins, routings or {}, grpc_cluster, settings.named)
+    grpc_router = _router(GRPC_ROUTER, "grpc", pins, routings or {}, grpc_cluster, settings)
     if not settings.rest_port:
         return (grpc_router,)
-    return grpc_router, _router(REST_ROUTER, "rest", pins, routings or {}, rest_cluster, settings.named)
+    return grpc_router, _router(REST_ROUTER, "rest", pins, routings or {}, rest_cluster, settings)

@@ -126,6 +126,11 @@ class DataPlaneSettings:
         "PATH",
     )
 
+    # Each of them is a line that a control plane reads: 1 % of many is many. A canary decides for its own model.
+    observe_percent: float = _setting(
+        0.0, "requests of each model whose time and gRPC code the control planes are told, in percent", "PERCENT"
+    )
+
     # By name: a collector moves. Each Envoy is sent it as a cluster of its own.
     tracing_collector: str = _setting(
         "", "OpenTelemetry collector (OTLP over gRPC) to which each Envoy sends spans; empty: no tracing", "HOST:PORT"
@@ -165,6 +170,7 @@ class DataPlaneSettings:
             )
         for name, low, high in (
             ("tracing_percent", 0, 100),
+            ("observe_percent", 0, 100),
             ("grpc_port", 1, 65535),
             ("rest_port", 0, 65535),
             ("on_demand_timeout", 0.001, 60),

@@ -64,17 +64,17 @@ def _traffic(model: Model, traffic: Traffic, served_by: Callable[[str], int | No
     for one in traffic.mirrors:
         version = served_by(one.model) if one.version is None else one.version
         if one.model and version is not None and one.percent > 0:
-            mirrors.append(f"{encode_model(one.model)}@{version}*{_share(one.percent / 100)}")
+            mirrors.append(f"{encode_model(one.model)}@{version}*{share(one.percent / 100)}")
     if mirrors:
         parts["mirrors"] = ",".join(mirrors)
     if traffic.observe > 0:
-        parts["observe"] = _share(traffic.observe)
+        parts["observe"] = share(traffic.observe)
     if traffic.compare > 0 and traffic.between:
-        parts["compare"] = _share(traffic.compare)
+        parts["compare"] = share(traffic.compare)
         parts["between"] = f"{traffic.between[0]},{traffic.between[1]}"
     return parts
 
 
-def _share(value: float) -> str:
-    """Six digits are enough, and without an exponent."""
+def share(value: float) -> str:
+    """As Lua reads it. Six digits are enough, and without an exponent."""
     return f"{value:.6f}".rstrip("0").rstrip(".")

@@ -22,6 +22,7 @@ from control_plane.resources.settings import DataPlaneSettings
         ("access_log", "access.json"),
         ("tracing_collector", "collector"),
         ("tracing_percent", 100.5),
+        ("observe_percent", -1),
     ],
 )
 def test_a_bad_value_is_refused_by_name(field: str, value: Any) -> None:

@@ -4,8 +4,10 @@ ends with all of it healthy."""
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -20,6 +22,7 @@ pytestmark = pytest.mark.asyncio
 SPARE = ("serving", "control-plane-0", "control-plane-1", "etcd-0", "etcd-1", "etcd-2")
 """What may be lost without a request's failing: all but Envoy, which is the one address."""
 
+DASHBOARDS = Path(__file__).parents[2] / "control_plane" / "observability" / "grafana" / "dashboards"
 Step = Callable[[str], None]
 
 
@@ -78,6 +81,42 @@ async def test_what_crashes_comes_back_by_itself(compose: Compose, step: Step) -
             step(f"{service} crashed and came back")
             load.assert_all_ok()
     step(f"{len(load.outcomes)} requests, none failed")
+
+
+def panels() -> Iterator[tuple[str, str]]:
+    """Each panel's dashboard and title, and its query for all models."""
+    for file in sorted(DASHBOARDS.glob("*.json")):
+        dashboard = json.loads(file.read_text())
+        for panel in dashboard["panels"]:
+            for target in panel["targets"]:
+                yield f"{dashboard['title']}: {panel['title']}", target["expr"].replace("$model", ".*")
+
+
+async def test_every_panel_has_data(compose: Compose, step: Step) -> None:
+    if not compose.observed:
+        pytest.skip("no prometheus, or no busybox, on PATH to make a stand-in for Prometheus' image of")
+    asked = list(panels())
+    assert len(asked) > 20
+
+    def empty() -> list[tuple[str, str]]:
+        return [(panel, query) for panel, query in asked if not compose.prometheus("query", query=query)["result"]]
+
+    async def all_have() -> bool:
+        without = await asyncio.to_thread(empty)
+        assert not without, without
+        return True
+
+    async with load_of(compose) as load:
+        await eventually(all_have, "every panel has data", 90)
+        step(f"all {len(asked)} queries of the dashboards return data")
+        targets = await asyncio.to_thread(compose.prometheus, "targets", state="active")
+    up = [target["labels"]["job"] for target in targets["activeTargets"] if target["health"] == "up"]
+    assert sorted(up) == ["control-plane", "control-plane", "monitor", "monitor"]
+    rules = [rule for group in compose.prometheus("rules")["groups"] for rule in group["rules"]]
+    assert len(rules) > 10
+    assert {rule["health"] for rule in rules} == {"ok"}
+    assert not [rule["name"] for rule in rules if rule["state"] == "firing"]
+    load.assert_all_ok()
 
 
 async def test_what_is_killed_comes_back_with_up(compose: Compose, step: Step) -> None:

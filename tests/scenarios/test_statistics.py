@@ -85,3 +85,26 @@ async def test_requests_are_counted_by_version_in_flight_by_instance_and_observe
             await observe(stack, stub)
     finally:
         stack.close()
+
+
+async def test_the_times_of_every_model_s_requests_are_told_where_the_fleet_wants_it(tmp_path: Path) -> None:
+    """Waits until the control plane has heard of requests, with a version and without, for a model without a policy."""
+    stack = Stack(tmp_path, ("--no-leader", "--statistics-interval", "0.5", "--observe-percent", "100"))
+    try:
+        stack.start_instance("a", {"m": tmp_path / "models" / "m"})
+        saved_models.half_plus_two(tmp_path / "models" / "m")
+        await stack.until_ready(ReadyKey("m", 1, "a"))
+        async with grpc.aio.insecure_channel(stack.grpc) as channel:
+            stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
+            for version in (None, 1):
+                for _ in range(10):
+                    await stub.Predict(saved_models.predict_request("m", [2.0], version))
+
+        async def told() -> bool:
+            said = [one for (model, _), one in (await traffic(stack)).servables.items() if model == "m"]
+            assert [sum(one.observed for one in said), sum(sum(one.latency) for one in said)] == [20, 20], said
+            return not any(one.observed_errors for one in said)
+
+        await eventually(told, "the times of 20 requests")
+    finally:
+        stack.close()

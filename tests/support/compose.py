@@ -15,6 +15,8 @@ import subprocess
 import sys
 import sysconfig
 import tarfile
+import urllib.parse
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,14 @@ from tests.support.waiting import eventually
 BASE = "python:3.11-slim-bookworm"
 _ETCD = f"FROM {BASE}\nCOPY etcd etcdctl /usr/local/bin/\n"
 _ENVOY = f"FROM {BASE}\nCOPY envoy /usr/local/bin/\n"
+_PROMETHEUS = f"""\
+FROM {BASE}
+COPY prometheus /bin/
+COPY busybox /usr/bin/wget
+RUN mkdir /prometheus && chown 65534 /prometheus
+USER 65534
+ENTRYPOINT ["/bin/prometheus"]
+"""
 _SERVING = """\
 FROM modelplane-test:1
 USER root
@@ -54,6 +64,7 @@ class Compose:
     def __init__(self, engine: DockerEngine, program: str, folder: Path) -> None:
         self.engine = engine
         self.port = free_port()
+        self.prometheus_port = free_port()
         self._program = program
         self._folder = folder
         models = folder / "models"
@@ -65,7 +76,14 @@ class Compose:
 
         packages = Path(tensorflow.__file__).parents[1]
         mounted = {"volumes": [f"{packages}:/opt/tensorflow:ro"]}
-        override = {"services": {"serving": mounted, "sidecar-serving": mounted}}
+        self.observed = all(map(shutil.which, ("prometheus", "busybox")))
+        """Whether there is a Prometheus; Grafana's program can't be had from a package."""
+        services = {
+            "serving": mounted,
+            "sidecar-serving": mounted,
+            "grafana": {"image": "modelplane-test:1", "scale": 0},
+        }
+        override = {"services": services}
         (folder / "override.json").write_text(json.dumps(override))
         self._environment = {
             **os.environ,
@@ -80,7 +98,10 @@ class Compose:
             "MODELS": str(models),
             "GRPC_PORT": f"127.0.0.1:{self.port}",
             "REST_PORT": "127.0.0.1:0",
-            "OBSERVE": "0",
+            "COMPOSE_PROFILES": "observe" if self.observed else "",
+            "OBSERVE_PERCENT": "20",
+            "PROMETHEUS_IMAGE": "modelplane-test-prometheus:1",
+            "PROMETHEUS_PORT": f"127.0.0.1:{self.prometheus_port}",
         }
 
     def build(self) -> None:
@@ -93,6 +114,9 @@ class Compose:
         etcd, etcdctl = programs["etcd"], programs["etcdctl"]
         self._image("modelplane-test-etcd:1", fileobj=_context(_ETCD, etcd, etcdctl), custom_context=True)
         self._image("modelplane-test-envoy:1", fileobj=_context(_ENVOY, programs["envoy"]), custom_context=True)
+        if self.observed:
+            found = [Path(shutil.which(name) or name) for name in ("prometheus", "busybox")]
+            self._image("modelplane-test-prometheus:1", fileobj=_context(_PROMETHEUS, *found), custom_context=True)
 
     def _import_base(self) -> None:
         base = Path(os.environ.get("MODELPLANE_TEST_BASE", ""))
@@ -155,6 +179,12 @@ class Compose:
     def modelplane(self, *arguments: str) -> str:
         """A command of modelplane, in a control plane's container."""
         return self("exec", "-T", "control-plane-0", "modelplane", *arguments)
+
+    def prometheus(self, path: str, **query: str) -> Any:
+        """What Prometheus' API answers, from outside: its `data`."""
+        url = f"http://127.0.0.1:{self.prometheus_port}/api/v1/{path}?{urllib.parse.urlencode(query)}"
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            return json.load(answer)["data"]
 
     def address(self, container: str) -> str:
         """In the network that all share."""
