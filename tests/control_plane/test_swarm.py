@@ -45,9 +45,6 @@ TAKEN = {
 """Keys of a service that a stack takes. Format 3.8 refuses `scale`, `profiles` and `mem_limit`; `docker stack deploy`
 leaves out `build`, `depends_on`, `restart`, `security_opt` and `network_mode`."""
 
-OBSERVING = {"prometheus", "grafana"}
-"""Not part of the stack, should Compose run them without being asked."""
-
 DEPLOY = {
     "endpoint_mode",
     "mode",
@@ -77,7 +74,7 @@ def test_every_service_of_the_large_stack_is_there() -> None:
     # The bootstrap is a config here, and two control planes are one service.
     elsewhere = {"envoy-bootstrap", "control-plane-1"}
     large = {name for name, service in COMPOSE["services"].items() if "profiles" not in service}
-    assert large - elsewhere - OBSERVING == set(SERVICES.values())
+    assert large - elsewhere == set(SERVICES.values())
 
 
 @pytest.mark.parametrize(("name", "origin"), SERVICES.items())
