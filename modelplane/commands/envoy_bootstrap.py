@@ -34,6 +34,21 @@ class BootstrapConfig:
             "control planes that run with the same flag"
         },
     )
+    stats_listen: str = field(
+        default="",
+        metadata={
+            "help": "where Envoy shows its own metrics to Prometheus: GET /stats/prometheus, and nothing else of its "
+            "admin interface; empty: nowhere",
+            "metavar": "HOST:PORT",
+        },
+    )
+    stats_of_models: bool = field(
+        default=False,
+        metadata={
+            "help": "with --stats-listen: also the metrics of each model's clusters, 7 lines for one that is idle, "
+            "more for one in use; the control planes tell requests and errors by version without it"
+        },
+    )
 
 
 def command_line() -> CommandLine:
@@ -51,7 +66,12 @@ def run(argv: Sequence[str]) -> int:
     config = command_line().parse(argv)[BootstrapConfig]
     try:
         text = render_bootstrap(
-            config.xds, admin=config.admin, node_id=config.node_id, on_demand_clusters=config.on_demand_clusters
+            config.xds,
+            admin=config.admin,
+            node_id=config.node_id,
+            on_demand_clusters=config.on_demand_clusters,
+            stats=config.stats_listen,
+            stats_of_models=config.stats_of_models,
         )
     except ValueError as error:
         raise OptionError(str(error)) from None

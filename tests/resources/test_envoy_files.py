@@ -44,6 +44,17 @@ def test_envoy_accepts_a_bootstrap_with_clusters_on_demand(tmp_path: Path) -> No
     assert "cds_config" not in path.read_text()
 
 
+@pytest.mark.parametrize("of_models", [False, True])
+def test_envoy_accepts_a_bootstrap_that_shows_metrics(of_models: bool, tmp_path: Path) -> None:
+    path = tmp_path / "bootstrap.yaml"
+    text = render_bootstrap(admin="0.0.0.0:9905", stats="[::]:9903", stats_of_models=of_models)
+    path.write_text(text)
+    validate(path)
+    assert "'::', port_value: 9903" in text
+    assert "'127.0.0.1', port_value: 9905" in text
+    assert ("usedonly" in text) is of_models
+
+
 def test_no_control_plane_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one HOST:PORT"):
         render_bootstrap([])

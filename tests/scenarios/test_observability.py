@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -18,8 +19,8 @@ from tests.support.waiting import eventually
 pytestmark = pytest.mark.scenario
 
 
-def get(address: str) -> str:
-    with urllib.request.urlopen(f"http://{address}", timeout=10) as answer:
+def get(address: str, body: bytes | None = None) -> str:
+    with urllib.request.urlopen(f"http://{address}", body, timeout=10) as answer:
         return answer.read().decode()
 
 
@@ -70,5 +71,17 @@ async def test_a_monitor_and_a_control_plane_show_what_they_do(tmp_path: Path) -
             return re.search(r"modelplane_convergence_seconds_count [1-9]", get(plane)) is not None
 
         await eventually(timed, "a convergence to be timed", 20)
+
+        stats = f"127.0.0.1:{stack.stats_port}"
+        own = get(f"{stats}/stats/prometheus?filter=cluster")
+        assert 'envoy_http_downstream_rq_time_bucket{envoy_http_conn_manager_prefix="grpc"' in own
+        assert 'envoy_cluster_name="@xds"' in own
+        # Clusters of models, of which there may be tens of thousands.
+        assert not re.findall(r'envoy_cluster_name="(?:m|m@1|@rest/.*)"', own)
+        for refused in ("/", "/stats", "/quitquitquit", "/stats/prometheus/../quitquitquit"):
+            with pytest.raises(urllib.error.HTTPError, match="404"):
+                get(stats + refused)
+        with pytest.raises(urllib.error.HTTPError, match="404"):
+            get(f"{stats}/stats/prometheus", b"")
     finally:
         stack.close()

@@ -75,7 +75,7 @@ class Stack:
         self._plane_flags = plane_flags
         folder.mkdir(parents=True, exist_ok=True)
         self.grpc_port, self.rest_port = free_port(), free_port()
-        self.admin_port = free_port()
+        self.admin_port, self.stats_port = free_port(), free_port()
         self._plane_ports = [(free_port(), free_port()) for _ in range(replicas)]
         self.xds_port, self.http_port = self._plane_ports[0]
         self.planes: dict[str, ChildProcess] = {}
@@ -128,7 +128,8 @@ class Stack:
 
     def start_envoy(self) -> Envoy:
         planes = tuple(f"127.0.0.1:{xds_port}" for xds_port, _ in self._plane_ports)
-        bootstrap = render_bootstrap(planes, admin=f"127.0.0.1:{self.admin_port}")
+        admin, stats = f"127.0.0.1:{self.admin_port}", f"127.0.0.1:{self.stats_port}"
+        bootstrap = render_bootstrap(planes, admin=admin, stats=stats)
         envoy = Envoy(self.folder, bootstrap, self.admin_port, workers=2)
         self._closers.append(envoy.close)
         self.envoy = envoy
