@@ -2,9 +2,12 @@
 #   modelplane    control plane, monitor and command line, without TensorFlow
 #   serving       that, and TensorFlow Serving's own program, which the monitor starts, drains and stops
 #   model-server  that, and modelplane's own model server, for tests and where there is no official image
+#   bench         the load generator ghz (https://ghz.sh), which has no image of its own
 # One base for all: a virtual environment works only with the Python that it was made with.
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
 ARG SERVING_IMAGE=tensorflow/serving:2.19.0
+ARG GO_IMAGE=golang:1.24-bookworm
+ARG GHZ_VERSION=v0.120.0
 
 FROM ${PYTHON_IMAGE} AS build
 WORKDIR /build
@@ -40,6 +43,15 @@ COPY --from=build-model-server /opt/modelplane /opt/modelplane
 EXPOSE 8500 8501
 CMD ["monitor", "--", "modelplane", "model-server", "--port=8500", "--rest_api_port=8501", \
      "--model_config_file=/models/models.config", "--model_config_file_poll_wait_seconds=5"]
+
+FROM ${GO_IMAGE} AS build-ghz
+ARG GHZ_VERSION
+RUN CGO_ENABLED=0 go install github.com/bojand/ghz/cmd/ghz@${GHZ_VERSION}
+
+FROM modelplane AS bench
+COPY --from=build-ghz /go/bin/ghz /usr/local/bin/
+HEALTHCHECK NONE
+ENTRYPOINT ["ghz"]
 
 # Without a --target: the small one.
 FROM modelplane

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -242,6 +243,16 @@ async def test_envoy_crashes_and_comes_back(compose: Compose, step: Step) -> Non
     async with load_of(compose) as load:
         await load.more(20)
     load.assert_all_ok(at_least=20)
+
+
+async def test_the_bench_asks_envoy_or_an_instance(compose: Compose, step: Step) -> None:
+    if not compose.benched:
+        pytest.skip("no ghz on PATH to make an image of")
+    for target in ("envoy:8500", "serving:8500"):
+        said = await asyncio.to_thread(compose, "--profile", "bench", "run", "--rm", "bench", target)
+        print(said)
+        assert re.findall(r"^ +\[(\w+)\] ", said, re.MULTILINE) == ["OK"], said
+        step(f"ghz asked {target}")
 
 
 async def test_down_leaves_nothing(compose: Compose, step: Step) -> None:

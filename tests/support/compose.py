@@ -78,6 +78,7 @@ class Compose:
         mounted = {"volumes": [f"{packages}:/opt/tensorflow:ro"]}
         self.observed = all(map(shutil.which, ("prometheus", "busybox")))
         """Whether there is a Prometheus; Grafana's program can't be had from a package."""
+        self.benched = shutil.which("ghz") is not None
         services = {
             "serving": mounted,
             "sidecar-serving": mounted,
@@ -99,6 +100,8 @@ class Compose:
             "GRPC_PORT": f"127.0.0.1:{self.port}",
             "REST_PORT": "127.0.0.1:0",
             "COMPOSE_PROFILES": "observe" if self.observed else "",
+            "BENCH_IMAGE": "modelplane-test-bench:1",
+            "BENCH_DURATION": "2s",
             "OBSERVE_PERCENT": "20",
             "PROMETHEUS_IMAGE": "modelplane-test-prometheus:1",
             "PROMETHEUS_PORT": f"127.0.0.1:{self.prometheus_port}",
@@ -114,6 +117,10 @@ class Compose:
         etcd, etcdctl = programs["etcd"], programs["etcdctl"]
         self._image("modelplane-test-etcd:1", fileobj=_context(_ETCD, etcd, etcdctl), custom_context=True)
         self._image("modelplane-test-envoy:1", fileobj=_context(_ENVOY, programs["envoy"]), custom_context=True)
+        if self.benched:
+            ghz = Path(shutil.which("ghz") or "ghz")
+            bench = "FROM modelplane-test:1\nCOPY ghz /usr/local/bin/\n"
+            self._image("modelplane-test-bench:1", fileobj=_context(bench, ghz), custom_context=True)
         if self.observed:
             found = [Path(shutil.which(name) or name) for name in ("prometheus", "busybox")]
             self._image("modelplane-test-prometheus:1", fileobj=_context(_PROMETHEUS, *found), custom_context=True)
