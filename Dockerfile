@@ -7,7 +7,7 @@
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
 ARG SERVING_IMAGE=tensorflow/serving:2.19.0
 ARG GO_IMAGE=golang:1.24-bookworm
-ARG GHZ_VERSION=v0.120.0
+ARG GHZ_VERSION=v0.119.0
 
 FROM ${PYTHON_IMAGE} AS build
 WORKDIR /build
