@@ -1,4 +1,4 @@
-"""At which address others find this replica's HTTP port. Invariant: it names one host, never `0.0.0.0`."""
+"""At which addresses others find this replica. Invariant: it names one host, never `0.0.0.0`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from registry.addresses import join_address, source_address, split_address
 
 
-async def advertised_http(wanted: str, listen: str, etcd_addresses: Sequence[str]) -> str:
+async def advertised(wanted: str, listen: str, etcd_addresses: Sequence[str]) -> str:
     """`wanted`, else the address listened on; where that is every address of this host, the one from which it reaches
     etcd, and for want of a way there the host's name."""
     if wanted:

@@ -39,6 +39,14 @@ class ControlPlaneConfig:
             "metavar": "HOST:PORT",
         },
     )
+    xds_advertise: str = field(
+        default="",
+        metadata={
+            "help": "where other control planes reach --xds-listen, to pass on load reports of Envoys that this one "
+            "configures; empty: as with --http-advertise",
+            "metavar": "HOST:PORT",
+        },
+    )
     lease_ttl: float = field(
         default=10.0, metadata={"help": "lifetime of this replica's lease in etcd", "metavar": "SECONDS"}
     )
@@ -89,9 +97,9 @@ class ControlPlaneConfig:
     data_plane: DataPlaneSettings = field(default_factory=DataPlaneSettings)
 
     def __post_init__(self) -> None:
-        for name in ("xds_listen", "http_listen", "http_advertise"):
+        for name in ("xds_listen", "http_listen", "xds_advertise", "http_advertise"):
             try:
-                if name != "http_advertise" or self.http_advertise:
+                if not name.endswith("_advertise") or getattr(self, name):
                     split_address(getattr(self, name))
             except ValueError as error:
                 raise ValueError(f"{name}: {error}, for example 0.0.0.0:18000") from None

@@ -55,9 +55,11 @@ class Away:
 
 @dataclass(slots=True)
 class _Replica:
-    """Another replica. `converged` is None without its record: then it is not there, and neither are its Envoys."""
+    """Another replica. `converged` is None without its record: then it is not there, and neither are its Envoys.
+    `xds`: where it serves them."""
 
     converged: int | None = None
+    xds: str = ""
     roll: Roll = field(default_factory=Roll)
     connected: Mapping[int, _Presence] = field(default_factory=dict)
 
@@ -122,6 +124,12 @@ class RollCall:
         """Those that this replica waits for."""
         return tuple(self._away)
 
+    def elsewhere(self, node: str) -> str:
+        """HOST:PORT at which another replica serves this Envoy; empty if none does, if several Envoys go by this name,
+        or if it is not known where."""
+        found = [other.xds for other in self._others.values() for one in other.connected.values() if one.node == node]
+        return found[0] if len(found) == 1 else ""
+
     def roll(self) -> Roll:
         """What this replica is to list."""
         connected = {presence.number: presence.node for presence in self._here.values()}
@@ -143,7 +151,8 @@ class RollCall:
         for raw, value in puts.items():
             match self._keyspace.parse(raw):
                 case PlaneKey(name) if name != self._replica:
-                    self._other(name).converged = _converged(name, value)
+                    other = self._other(name)
+                    other.converged, other.xds = _converged(name, value)
                     touched.add(name)
                 # Its own is what its predecessor listed, and later what it says itself.
                 case NodesKey(name) if name != self._replica or not self._begun:
@@ -231,12 +240,13 @@ def names(nodes: Iterable[str], most: int = 3) -> str:
     return ", ".join(listed[:most]) + (f" and {more} more" if more > 0 else "")
 
 
-def _converged(name: str, value: bytes) -> int:
+def _converged(name: str, value: bytes) -> tuple[int, str]:
     try:
-        return decode_plane(value).converged_revision
+        record = decode_plane(value)
+        return record.converged_revision, record.xds
     except RecordError as error:
         log.error("control plane %s: unreadable record: %s", name, error)
-        return 0
+        return 0, ""
 
 
 def _roll(name: str, value: bytes) -> Roll:

@@ -19,7 +19,7 @@ from typing import Any
 
 import grpc
 
-from control_plane.advertise import advertised_http
+from control_plane.advertise import advertised
 from control_plane.catalog import Catalog
 from control_plane.comparing.comparer import Comparer
 from control_plane.comparing.results import Results
@@ -116,6 +116,7 @@ class ControlPlane:
             on_change=self._stirred,
             nodes=lambda: self._xds.expected_nodes,
             clients=self._xds.clients,
+            elsewhere=self._roll.elsewhere,
             statistics_seconds=config.statistics_interval,
         )
         self.compared = Results()
@@ -140,7 +141,7 @@ class ControlPlane:
             lambda: self._pipeline.catalog.suspects,
         )
         self._metrics.leading(self._leading.figures)
-        self._http = ""
+        self._http = self._address = ""
         self._connected = False
         self._trouble = "the registry has not been read yet"
         self._moved = asyncio.Event()
@@ -198,6 +199,7 @@ class ControlPlane:
                 # Before anything is claimed of this revision.
                 self._log_away()
                 self._xds.roll_called()
+            self._loads.roll_called()
             with lasting_objects() if isinstance(update, Snapshot) else nullcontext():
                 self._publish(self._pipeline.apply(update, now))
             if isinstance(update, Snapshot):
@@ -293,8 +295,9 @@ class ControlPlane:
                 if not self._http:
                     # Only now: etcd, towards which this host's own address is looked for, has answered.
                     etcd = self._config.etcd.addresses
-                    self._http = await advertised_http(self._config.http_advertise, self._config.http_listen, etcd)
-                    record = replace(record, http=self._http)
+                    self._http = await advertised(self._config.http_advertise, self._config.http_listen, etcd)
+                    self._address = await advertised(self._config.xds_advertise, self._config.xds_listen, etcd)
+                    record = replace(record, http=self._http, xds=self._address)
                 keys.set({key: encode_plane(record)})
                 published = record
             if published is not None and roll != self._recorded_roll:
@@ -341,6 +344,7 @@ class ControlPlane:
             drains.behind,
             len(self._pipeline.catalog.suspects),
             self._pipeline.catalog.evidence_asked,
+            self._address,
         )
 
     def _count(self, record: PlaneRecord) -> None:

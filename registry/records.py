@@ -138,7 +138,7 @@ class PlaneRecord:
     older than this field. `behind`: node ids of Envoys and gRPC clients, a few of them, that have kept a drain waiting
     for a while because they have not acknowledged it or not reported since. `suspects`: instances whose leases are lost
     and that are used all the same. `canary`: counts the times that the replica wanted to see a write of its own come
-    back through its watch."""
+    back through its watch. `xds`: HOST:PORT at which other replicas reach what it serves Envoys; empty as `http`."""
 
     converged_revision: int
     envoys: int = 0
@@ -150,6 +150,7 @@ class PlaneRecord:
     behind: tuple[str, ...] = ()
     suspects: int = 0
     canary: int = 0
+    xds: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -359,6 +360,7 @@ def encode_plane(record: PlaneRecord) -> bytes:
         "behind": record.behind,
         "suspects": record.suspects,
         "canary": record.canary,
+        "xds": record.xds,
     }
     if record.servables is not None:
         rows = sorted(record.servables.items())
@@ -380,6 +382,7 @@ def decode_plane(raw: bytes) -> PlaneRecord:
         behind=_read(document, "behind", lambda names: tuple(map(_text, names)), ()),
         suspects=_read(document, "suspects", _INT64, 0),
         canary=_read(document, "canary", _INT64, 0),
+        xds=_read(document, "xds", _text, ""),
     )
 
 

@@ -8,9 +8,9 @@ has reported so: Envoy begins its interval anew with every answer (load_stats_re
 so that one drain after another, each sooner than the interval, would keep it from reporting at all. "All clusters" are
 those that Envoy has when the interval of a report begins; it need not be asked again for those that come later.
 
-An Envoy reports to the replica that configures it: to Envoy these are two streams with a turn each among the control
-planes, so one that came to the wrong replica is sent on (Envoy 1.40 tries the next one after 5 s), or none could say
-that nothing is in flight.
+The replica that configures an Envoy is the one that reads its reports: to Envoy these are two streams with a turn each
+among the control planes, so what comes to the wrong replica is passed on (load_relay.py). Where that can't be, the
+stream is ended (Envoy 1.40 tries the next one after 5 s), or none could say that nothing is in flight.
 gRPC clients without a proxy count apart (client_ledger.py): theirs are on one connection.
 """
 
@@ -26,11 +26,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
+from envoy.config.core.v3 import base_pb2
 from envoy.service.load_stats.v3 import lrs_pb2
 
 from control_plane.drains import Drain, Places
 from control_plane.xds.client_ledger import ClientLedger
 from control_plane.xds.load_ledger import LoadLedger
+from control_plane.xds.load_relay import RELAYED, LoadRelay
 from control_plane.xds.load_totals import LoadTotals
 from control_plane.xds.view import Client, is_grpc_client
 
@@ -51,6 +53,8 @@ _ALL_CLUSTERS = "envoy.lrs.supports_send_all_clusters"
 """What a client says that can be asked about all clusters without their names (lrs.proto, send_all_clusters)."""
 _PATIENCE = 1.0
 """Seconds after which an Envoy is asked anew even though it has not reported."""
+_BREATH = 0.02
+"""Seconds between two looks at who is configured where, so that a thousand Envoys that come at once are one."""
 
 
 def interval(streams: int, clusters: int, shortest: float = SHORTEST_INTERVAL) -> float:
@@ -64,7 +68,8 @@ def interval(streams: int, clusters: int, shortest: float = SHORTEST_INTERVAL) -
 class _Stream:
     """`reported`: since it was last asked for something; `interval`: the seconds that it was asked for then; `before`:
     those that it was asked for before that. `known`: it has said who it is; `takes_all`: it is an Envoy that can be
-    asked about all clusters; `all_asked`: it was, with the newest asking."""
+    asked about all clusters; `all_asked`: it was, with the newest asking. `relayed`: another control plane passes it
+    on; `relay`: this one does so; `unreachable`: where that failed. `tasks`: while something may be begun for it."""
 
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     known: bool = False
@@ -73,6 +78,19 @@ class _Stream:
     reported: bool = True
     interval: float = 0.0
     before: float = 0.0
+    relayed: bool = False
+    node: base_pb2.Node | None = None
+    tasks: asyncio.TaskGroup | None = None
+    relay: LoadRelay | None = None
+    relaying: asyncio.Task[None] | None = None
+    unreachable: set[str] = field(default_factory=set)
+
+    def ending(self) -> None:
+        """Nothing new is begun for it."""
+        self.tasks = None
+        if self.relaying is not None:
+            self.relaying.cancel()
+        self.wake.set()
 
     def due(self) -> float:
         """The seconds after which the report that comes next is due; it may have been made before it was asked."""
@@ -83,7 +101,8 @@ class LoadReportServer:
     """Serves LRS. `on_change` is called when `in_flight` may have changed; it must not block.
 
     `nodes` gives the node ids of the Envoys that must have reported, one entry for each (`XdsServer.expected_nodes`),
-    `clients` the gRPC clients that use some of these clusters (`XdsServer.clients`).
+    `clients` the gRPC clients that use some of these clusters (`XdsServer.clients`), `elsewhere` where another control
+    plane that configures an Envoy serves it, or nothing (`RollCall.elsewhere`).
     `stray_seconds`: how long an Envoy's two streams may take to both be here. `statistics_seconds`: 0 for none.
     """
 
@@ -93,6 +112,7 @@ class LoadReportServer:
         on_change: Callable[[], None] = lambda: None,
         nodes: Callable[[], Collection[str]] = tuple,
         clients: Callable[[Collection[str]], Collection[Client]] = lambda clusters: (),
+        elsewhere: Callable[[str], str] = lambda node: "",
         drain_interval_seconds: float = SHORTEST_INTERVAL,
         statistics_seconds: float = 5.0,
         stray_seconds: float = 1.0,
@@ -101,6 +121,7 @@ class LoadReportServer:
         self._on_change = on_change
         self._nodes = nodes
         self._clients = clients
+        self._elsewhere = elsewhere
         self._clock = clock
         self._drain_interval = drain_interval_seconds
         self._statistics_seconds = statistics_seconds
@@ -115,6 +136,7 @@ class LoadReportServer:
         self._ended: dict[int, str] = {}
         self._closing = False
         self._all_ended = asyncio.Event()
+        self._called = asyncio.Event()
 
     def handlers(self) -> Sequence[grpc.GenericRpcHandler]:
         """What to hand to `grpc.aio.Server.add_generic_rpc_handlers`."""
@@ -126,12 +148,12 @@ class LoadReportServer:
         return (grpc.method_handlers_generic_handler(SERVICE, {"StreamLoadStats": method}),)
 
     async def run(self) -> None:
-        """Send on who reports here and is configured elsewhere, and ask who is silent, until cancelled."""
+        """Pass on what those report who are configured elsewhere, and ask who is silent, until cancelled."""
         before: frozenset[int] = frozenset()
         awaited = False
         while True:
-            await asyncio.sleep(self._stray_seconds)
-            strays = self._ledger.strays(self._nodes())
+            await self._look_whenever_called(_now() + self._stray_seconds)
+            strays = self._pass_strays_on()
             # Seen twice, because a connection that is made anew brings one of the two streams first.
             self._end(strays & before, "another control plane configures this Envoy")
             before = strays
@@ -141,6 +163,59 @@ class LoadReportServer:
                 # is to be said, though nothing happens.
                 self._on_change()
             awaited = self._client_ledger.awaits_return(self._clock())
+
+    def roll_called(self) -> None:
+        """There may be news of which control plane configures an Envoy that reports here."""
+        self._called.set()
+
+    async def _look_whenever_called(self, end: float) -> None:
+        while True:
+            try:
+                async with asyncio.timeout_at(end):
+                    await self._called.wait()
+            except TimeoutError:
+                return
+            self._called.clear()
+            self._pass_strays_on()
+            await asyncio.sleep(_BREATH)
+
+    def _pass_strays_on(self) -> frozenset[int]:
+        """Those of whom nobody knows, or can be told, that another control plane configures them are returned."""
+        nodes = self._nodes()
+        for stream in self._streams.values():
+            if stream.relay is not None and stream.relaying is not None and stream.node is not None:
+                here = stream.node.id in nodes
+                if here or stream.relay.asking.deaf or self._elsewhere(stream.node.id) != stream.relay.address:
+                    stream.relaying.cancel()
+        left = set()
+        for number in self._ledger.strays(nodes):
+            stream = self._streams[number]
+            assert stream.node is not None
+            address = "" if stream.relayed or stream.node.id in nodes else self._elsewhere(stream.node.id)
+            if not address or address in stream.unreachable:
+                left.add(number)
+            elif stream.relaying is None and stream.tasks is not None:
+                relay = LoadRelay(stream.node, address, on_asked=stream.wake.set, clock=self._clock)
+                stream.relaying = stream.tasks.create_task(self._pass_on(number, relay))
+        return frozenset(left)
+
+    async def _pass_on(self, number: int, relay: LoadRelay) -> None:
+        stream = self._streams[number]
+        assert stream.node is not None
+        log.debug("%s reports load here, and is configured by %s", stream.node.id, relay.address)
+        # To the other one it counts from here on.
+        self._ledger.disconnected(number)
+        self.totals.disconnected(number)
+        stream.relay = relay
+        try:
+            await relay.run()
+        finally:
+            stream.relay = stream.relaying = None
+            if relay.asking.wanted is None or relay.asking.deaf:
+                stream.unreachable.add(relay.address)
+            self._ledger.connected(number, stream.node.id)
+            stream.wake.set()
+            self._called.set()
 
     def _end(self, numbers: Iterable[int], reason: str) -> None:
         for number in numbers:
@@ -197,12 +272,15 @@ class LoadReportServer:
 
     async def _serve(self, requests: AsyncIterator[Any], context: grpc.aio.ServicerContext[Any, Any]) -> None:
         number = next(self._numbers)
-        wake = self._streams.setdefault(number, _Stream()).wake
+        stream = self._streams[number] = _Stream()
+        stream.relayed = any(key == RELAYED for key, _ in context.invocation_metadata() or ())
         try:
             async with asyncio.TaskGroup() as tasks:
+                stream.tasks = tasks
                 reader = tasks.create_task(self._read(number, requests, context.peer()))
-                reader.add_done_callback(lambda _: wake.set())
+                reader.add_done_callback(lambda _: stream.ending())
                 await self._ask(number, context, reader)
+                stream.ending()
                 reader.cancel()
             if number in self._ended:
                 await context.abort(grpc.StatusCode.UNAVAILABLE, self._ended[number])
@@ -224,14 +302,15 @@ class LoadReportServer:
         asked_at = 0.0
         while not (self._closing or number in self._ended or reader.done()):
             stream.wake.clear()
-            if not stream.known:
+            if not stream.known or (stream.relay is not None and stream.relay.asking.wanted is None):
                 await stream.wake.wait()
                 continue
             response = self._wanted(stream)
             timeout = None
             if response != asked:
                 # Who has been told to report soon is let do so first.
-                wait = 0.0 if stream.reported or not asked or not asked.clusters else asked_at + _PATIENCE - _now()
+                at_once = stream.reported or stream.relay is not None
+                wait = 0.0 if at_once or not asked or not asked.clusters else asked_at + _PATIENCE - _now()
                 if wait <= 0:
                     # lrs.proto: the client reports in the way that the last response asks for, from there on.
                     await context.write(response)
@@ -247,6 +326,8 @@ class LoadReportServer:
                 continue
 
     def _wanted(self, stream: _Stream) -> Any:
+        if stream.relay is not None:
+            return stream.relay.asking.wanted
         response = lrs_pb2.LoadStatsResponse(report_endpoint_granularity=True)
         if self._clusters:
             wanted = self._clusters | self._observed if stream.takes_all else self._clusters
@@ -277,15 +358,22 @@ class LoadReportServer:
             return
         log.debug("%s at %s reports load", first.node.id, peer)
         without_proxy = is_grpc_client(first.node)
+        stream = self._streams[number]
+        stream.node = first.node
         if without_proxy:
             self._client_ledger.connected(number, peer, self._clock())
         else:
             self._ledger.connected(number, first.node.id)
             await self._count(number, first, everything=False)
-        stream = self._streams[number]
         stream.known, stream.takes_all = True, not without_proxy and _ALL_CLUSTERS in first.node.client_features
         stream.wake.set()
+        self._called.set()
         async for request in requests:
+            if stream.relay is not None:
+                if not stream.relay.passed_on(request):
+                    await self._count(number, request, everything=False)
+                    self.totals.disconnected(number)
+                continue
             if without_proxy:
                 self._client_ledger.reported(number, request)
             else:

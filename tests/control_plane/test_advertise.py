@@ -6,7 +6,7 @@ import socket
 
 import pytest
 
-from control_plane.advertise import advertised_http
+from control_plane.advertise import advertised
 from control_plane.config import ControlPlaneConfig
 
 HERE = ("127.0.0.1:2379",)
@@ -26,7 +26,7 @@ HERE = ("127.0.0.1:2379",)
     ],
 )
 async def test_what_is_advertised(wanted: str, listen: str, etcd: tuple[str, ...], expected: str) -> None:
-    assert await advertised_http(wanted, listen, etcd) == expected
+    assert await advertised(wanted, listen, etcd) == expected
 
 
 def test_what_is_no_address_is_refused() -> None:

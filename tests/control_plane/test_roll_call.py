@@ -35,7 +35,7 @@ class Fleet:
         return call
 
     def record(self, name: str, converged: int) -> None:
-        self.change({SPACE.make(PlaneKey(name)): encode_plane(PlaneRecord(converged))})
+        self.change({SPACE.make(PlaneKey(name)): encode_plane(PlaneRecord(converged, xds=f"{name}:18000"))})
 
     def list(self, *names: str) -> None:
         """These replicas write their lists (all: no name given), if they are news."""
@@ -86,6 +86,21 @@ def test_a_fleet_without_envoys_waits_for_nobody() -> None:
     two.start("b")
     assert [call.away for call in two.calls.values()] == [(), ()]
     assert two.calls["a"].next_deadline() is None
+
+
+def test_where_an_envoy_is_served_is_known_while_one_replica_has_it_and_no_more() -> None:
+    three = fleet("a", "b", "c")
+    three.connect("a", "envoy")
+    assert [three.calls[name].elsewhere("envoy") for name in "abc"] == ["", "a:18000", "a:18000"]
+    three.connect("b", "envoy")
+    assert [three.calls[name].elsewhere("envoy") for name in "abc"] == ["b:18000", "a:18000", ""]
+    three.cut("a", "envoy")
+    assert three.calls["c"].elsewhere("envoy") == "b:18000"
+    three.kill("b")
+    three.lease_ends("b")
+    assert three.calls["c"].elsewhere("envoy") == three.calls["c"].elsewhere("nobody") == ""
+    three.change({SPACE.make(PlaneKey("b")): encode_plane(PlaneRecord(5))})
+    assert three.calls["c"].elsewhere("envoy") == "", "a replica that is older than its address"
 
 
 def test_who_is_lost_is_waited_for_by_the_replica_that_had_it_until_it_is_back() -> None:

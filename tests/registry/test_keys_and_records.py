@@ -102,6 +102,7 @@ PLANES = st.builds(
     behind=st.lists(NAMES, max_size=3).map(tuple),
     suspects=st.integers(0, 2**31),
     canary=st.integers(0, 2**31),
+    xds=st.text(max_size=20),
 )
 ROLLS = st.builds(
     Roll,

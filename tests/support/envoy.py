@@ -72,3 +72,26 @@ class Envoy:
 
     def close(self) -> None:
         self.child.stop()
+
+
+def reporting_to(bootstrap: str, port: int) -> str:
+    """The bootstrap with load reports that go to 127.0.0.1:`port` only, whichever control plane configures Envoy."""
+    asked = 'grpc_services: [{ envoy_grpc: { cluster_name: "@xds" } }]'
+    assert bootstrap.count(asked) == 1
+    lines = bootstrap.replace(asked, asked.replace("@xds", "@loads")).splitlines()
+    target = f"socket_address: {{ address: 127.0.0.1, port_value: {port} }}"
+    http = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+    cluster = (
+        '    - name: "@loads"',
+        "      type: STATIC",
+        "      connect_timeout: 1s",
+        "      load_assignment:",
+        '        cluster_name: "@loads"',
+        f"        endpoints: [{{ lb_endpoints: [{{ endpoint: {{ address: {{ {target} }} }} }}] }}]",
+        "      typed_extension_protocol_options:",
+        f"        {http}:",
+        f'          "@type": type.googleapis.com/{http}',
+        "          explicit_http_config: { http2_protocol_options: {} }",
+    )
+    place = lines.index("  clusters:") + 1
+    return "\n".join((*lines[:place], *cluster, *lines[place:])) + "\n"

@@ -179,6 +179,7 @@ class Plane:
     options: Mapping[str, int] = field(default_factory=dict)
     limits: Limits = field(default_factory=Limits)
     report_seconds: float = 0.02
+    elsewhere: Callable[[str], str] = lambda node: ""
 
     async def start(self) -> None:
         self.server = grpc.aio.server(options=list((dict(SERVER_OPTIONS) | dict(self.options)).items()))
@@ -186,7 +187,10 @@ class Plane:
             self.table, on_event=self.events.append, limits=self.limits, settle_seconds=self.settle_seconds
         )
         self.loads = LoadReportServer(
-            nodes=lambda: self.xds.expected_nodes, stray_seconds=0.2, drain_interval_seconds=self.report_seconds
+            nodes=lambda: self.xds.expected_nodes,
+            elsewhere=self.elsewhere,
+            stray_seconds=0.2,
+            drain_interval_seconds=self.report_seconds,
         )
         self.server.add_generic_rpc_handlers((*self.xds.handlers(), *self.loads.handlers()))
         self.server.add_insecure_port(f"127.0.0.1:{self.port}")
