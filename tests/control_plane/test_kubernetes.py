@@ -148,13 +148,9 @@ def test_our_commands_know_each_variable(workload: str, name: str) -> None:
         )
         given |= data
     given = {variable: value.replace("$(POD_IP)", "10.0.0.1") for variable, value in given.items()}
+    # A variable that no option has is not an error for the command, so that one is looked for here.
+    assert given.keys() <= {option.env for option in command.options}
     command.parse([], given)
-    for variable, value in given.items():
-        if variable != "MODELPLANE_TARGET":
-            before = command.parse([], {"MODELPLANE_TARGET": "127.0.0.1:8500"})
-            assert repr(command.parse([], {"MODELPLANE_TARGET": "127.0.0.1:8500", variable: value})) != repr(before), (
-                variable
-            )
 
 
 def test_the_registry_is_the_etcd_that_is_there() -> None:
