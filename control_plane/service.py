@@ -19,7 +19,8 @@ from typing import Any
 
 import grpc
 
-from control_plane.advertise import advertised
+from control_plane.advertise import Advertised
+from control_plane.advertise import follow as follow_addresses
 from control_plane.catalog import Catalog
 from control_plane.comparing.comparer import Comparer
 from control_plane.comparing.results import Results
@@ -141,7 +142,9 @@ class ControlPlane:
             lambda: self._pipeline.catalog.suspects,
         )
         self._metrics.leading(self._leading.figures)
-        self._http = self._address = ""
+        etcd = config.etcd.addresses
+        self._http = Advertised(config.http_advertise, config.http_listen, etcd)
+        self._address = Advertised(config.xds_advertise, config.xds_listen, etcd)
         self._connected = False
         self._trouble = "the registry has not been read yet"
         self._moved = asyncio.Event()
@@ -168,6 +171,8 @@ class ControlPlane:
                         tasks.create_task(self._expire(), name="expire")
                         tasks.create_task(keys.run(), name="lease")
                         tasks.create_task(self._publish_record(keys), name="record")
+                        addresses = (self._http, self._address)
+                        tasks.create_task(follow_addresses(addresses, self._stirred), name="addresses")
                         tasks.create_task(nodes.run(), name="nodes-lease")
                         tasks.create_task(self._publish_nodes(keys, nodes), name="nodes")
                         tasks.create_task(self._loads.run(), name="load-reports")
@@ -292,12 +297,11 @@ class ControlPlane:
             self._count(record)
             spent = loop.time() - began
             if record != published and self._table.ready:
-                if not self._http:
+                if not self._http.address:
                     # Only now: etcd, towards which this host's own address is looked for, has answered.
-                    etcd = self._config.etcd.addresses
-                    self._http = await advertised(self._config.http_advertise, self._config.http_listen, etcd)
-                    self._address = await advertised(self._config.xds_advertise, self._config.xds_listen, etcd)
-                    record = replace(record, http=self._http, xds=self._address)
+                    await self._http.look()
+                    await self._address.look()
+                    record = replace(record, http=self._http.address, xds=self._address.address)
                 keys.set({key: encode_plane(record)})
                 published = record
             if published is not None and roll != self._recorded_roll:
@@ -338,13 +342,13 @@ class ControlPlane:
             self._xds.expected_clients,
             self._inside.version,
             drains.draining,
-            self._http,
+            self._http.address,
             len(self._xds.away),
             drains.servables,
             drains.behind,
             len(self._pipeline.catalog.suspects),
             self._pipeline.catalog.evidence_asked,
-            self._address,
+            self._address.address,
         )
 
     def _count(self, record: PlaneRecord) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from importlib.metadata import version
 from typing import Any
 
-from monitor.address import advertised_address
+from monitor.address import advertised_address, moved
 from monitor.claiming import make_claimant, turned_away, wait_for_turn
 from monitor.client import ServerClient
 from monitor.config import MonitorConfig
@@ -87,7 +87,7 @@ class InstanceMonitor:
         self._keyspace = Keyspace(config.prefix)
         self._ended = asyncio.Event()
         self._end_reason = ""
-        self._leaving = False
+        self._leaving = self._moved = False
         self._held = self._distrusted = ""
         self._conditions: dict[str, tuple[Condition, ...]] = {}
         self._watch: Watch | None = None
@@ -125,6 +125,13 @@ class InstanceMonitor:
         """Watch until an order or the server's end. Cancelled, it gives up its lease, and so its keys, at once."""
         async with ServerClient(self._plan.host, self._plan.port) as client:
             await self._run(client)
+            while self._moved:
+                # What is registered leads nowhere, and has gone. All begins anew, but for the server.
+                self._moved = self._new_server = False
+                self._left = Remains()
+                if not (self._end_reason or self._leaving):
+                    self._ended.clear()
+                await self._run(client)
 
     async def _run(self, client: ServerClient) -> None:
         config, plan = self._config, self._plan
@@ -134,7 +141,24 @@ class InstanceMonitor:
         if not await self._until_told_to_end(resolving):
             await self._stop()
             return
-        address = resolving.result()
+        following = asyncio.create_task(self._follow(resolving.result()), name="moved")
+        try:
+            await self._run_at(resolving.result(), client)
+        finally:
+            following.cancel()
+            await asyncio.wait({following})
+        if not following.cancelled():
+            following.result()
+
+    async def _follow(self, address: str) -> None:
+        config, host = self._config, self._plan.host
+        now = await moved(address, config.advertise_address, host, config.etcd.addresses)
+        log.warning("port %d: the server is no longer at %s but at %s", self._plan.port, address, now)
+        self._moved = True
+        self._ended.set()
+
+    async def _run_at(self, address: str, client: ServerClient) -> None:
+        config, plan = self._config, self._plan
         name = config.instance or join_address(address, plan.port)
         endpoint = ReadyRecord(
             ReadyState.READY, address, plan.port, plan.rest_port, zone=config.zone, capacity=config.capacity
@@ -300,7 +324,9 @@ class InstanceMonitor:
                 task.cancel()
 
     async def _end(self, core: MonitorCore, watch: Watch, leased: LeasedKeys) -> None:
-        if self._leaving:
+        if self._moved and not (self._end_reason or self._orders.stop.is_set()):
+            log.info("instance %s: given up, for its address is gone", core.instance)
+        elif self._leaving:
             log.info("instance %s: left as it is, its keys last for %g s", core.instance, self._config.lease_ttl)
         elif self._ended.is_set():
             log.error("instance %s: %s", core.instance, self._end_reason)

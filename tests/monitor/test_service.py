@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 import socket
@@ -11,11 +12,13 @@ import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import grpc
 import pytest
 
+from monitor import address
 from monitor.config import MonitorConfig
 from monitor.errors import MonitorError
 from monitor.pb import tfs_pb2 as tfs
@@ -49,11 +52,13 @@ ROOT = Path(__file__).parents[2]
 
 
 @asynccontextmanager
-async def attached(etcd: Etcd, port: int, config: MonitorConfig | None = None) -> AsyncIterator[asyncio.Task[int]]:
+async def attached(
+    etcd: Etcd, port: int, config: MonitorConfig | None = None, instance: str | None = "i"
+) -> AsyncIterator[asyncio.Task[int]]:
     config = replace(
         config or MonitorConfig(model=("m",)),
         target=f"127.0.0.1:{port}",
-        instance="i",
+        instance=instance,
         lease_ttl=2.0,
         etcd=EtcdConfig(endpoints=(etcd.endpoint,)),
     )
@@ -88,6 +93,53 @@ async def until_ready(registry: RegistryView, *servables: tuple[str, int], timeo
         return True
 
     await eventually(ready, f"{servables} ready", timeout)
+
+
+@pytest.mark.parametrize("instance", ["i", None])
+async def test_a_server_whose_address_changes_is_registered_anew(
+    etcd: Etcd, registry: RegistryView, server: ScriptedServer, monkeypatch: pytest.MonkeyPatch, instance: str | None
+) -> None:
+    """A network that was taken away and given back may come with another address; here it is a name's."""
+    loop = asyncio.get_running_loop()
+    real, place = loop.getaddrinfo, ["127.0.0.2"]
+
+    async def getaddrinfo(host: str, *args: object, **kwargs: object) -> object:
+        return await real(place[0] if host == "tfs" else host, *args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(loop, "getaddrinfo", getaddrinfo)
+    async with attached(etcd, server.port, MonitorConfig(model=("m",), advertise_address="tfs"), instance):
+        for place[0] in ("127.0.0.2", "127.0.0.3", "127.0.0.2"):
+            await eventually(partial(_registered_at, registry, place[0]), f"registered at {place[0]}")
+        claims = await registry.client.list(registry.keys.claims)
+        assert len(claims.entries) == 1
+    assert await registry.empty()
+
+
+async def _registered_at(registry: RegistryView, address: str) -> bool:
+    records = await registry.records()
+    assert {(m, v): (one.address, one.state) for (m, v), one in records.items()} == {("m", 1): (address, READY)}
+    return True
+
+
+async def test_an_owned_server_outlives_a_change_of_its_address(
+    etcd: Etcd, registry: RegistryView, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    own = ["127.0.0.2"]
+    monkeypatch.setattr(address, "is_here", lambda one: one == own[0])
+    monkeypatch.setattr(address, "source_address", lambda host, port: own[0])
+    config = MonitorConfig(lease_ttl=2.0, etcd=EtcdConfig(endpoints=(etcd.endpoint,)))
+    command = owned(free_port())[1:]
+    task = asyncio.create_task(run(config, command))
+    try:
+        for own[0] in ("127.0.0.2", "127.0.0.3"):
+            await eventually(partial(_registered_at, registry, own[0]), f"registered at {own[0]}")
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+    assert len([record for record in caplog.records if ", process " in record.getMessage()]) == 1
+    assert await registry.empty()
 
 
 async def test_registers_what_answered_and_leaves_nothing_behind(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from registry.addresses import join_address, split_address
+from registry.addresses import is_here, join_address, split_address
 
 
 @pytest.mark.parametrize(
@@ -29,3 +29,9 @@ def test_what_is_no_address_says_why(text: str, why: str) -> None:
     with pytest.raises(ValueError, match=r"is not HOST:PORT") as raised:
         split_address(text)
     assert why in str(raised.value)
+
+
+def test_which_addresses_are_here() -> None:
+    assert is_here("127.0.0.1")
+    # Reserved for documentation: nobody's.
+    assert not is_here("192.0.2.1")

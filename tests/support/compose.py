@@ -198,13 +198,25 @@ class Compose:
         networks = self.engine.api.inspect_container(container)["NetworkSettings"]["Networks"]
         return str(networks[self._network]["IPAddress"])
 
-    def cut(self, container: str) -> None:
-        """Take its network away."""
+    def cut(self, container: str) -> str:
+        """Take its network away; the address that it had."""
+        had = self.address(container)
         self.engine.api.disconnect_container_from_network(container, self._network)
+        return had
 
     def connect(self, container: str, service: str) -> None:
-        """Give its network back, as Compose had given it."""
-        self.engine.api.connect_container_to_network(container, self._network, aliases=[service])
+        """Give its network back, as Compose had given it, but with another address: a third has taken the old one."""
+        api = self.engine.api
+        network = api.create_networking_config({self._network: api.create_endpoint_config()})
+        host = api.create_host_config(init=True)
+        third = api.create_container(
+            "modelplane-test:1", entrypoint=["sleep", "infinity"], host_config=host, networking_config=network
+        )
+        try:
+            api.start(third)
+            api.connect_container_to_network(container, self._network, aliases=[service])
+        finally:
+            api.remove_container(third, force=True)
 
     @property
     def _network(self) -> str:
