@@ -191,7 +191,7 @@ async def test_a_monitor_beside_its_server_is_lost_alone(compose: Compose, step:
 
 
 async def test_an_instance_is_cut_off(compose: Compose, step: Step) -> None:
-    """What it has in flight waits until TCP gives it up, and is asked elsewhere then. Its address is another one later."""
+    """What it has in flight waits until TCP gives it up, and is asked elsewhere then. Later its address is another."""
     async with load_of(compose, clients=16) as load:
         cut = compose.containers("serving")[0]
         await load.more(500)
