@@ -243,6 +243,7 @@ async def test_a_leader_that_was_frozen_writes_nothing(client: EtcdClient, plane
     await until("the other one to place it", lambda: assigned(client, "i1"), {"m": (1,)})
     await client.put(SPACE.make(ReadyKey("m", 1, "i1")), READY)
     await until("the lost copy to be given up", lambda: assigned(client, "i0"), {})
+    await until("the last word on it", lambda: said(client, "ModelRemoved"), True)
     before = await decided(client)
     planes[first].thaw()
     await eventually(lambda: "leads no more" in planes[first].output, "the first to know it")

@@ -180,7 +180,7 @@ async def test_back_while_a_slow_version_loads(server: ModelServer, tmp_path: Pa
 
 async def test_drop_and_add_again_at_once_reports_a_failure_that_is_none(server: ModelServer, tmp_path: Path) -> None:
     """A request in flight holds up the unload, so that the model surely comes back before that has ended."""
-    saved_models.slow(tmp_path / "m", seconds=5)
+    saved_models.slow(tmp_path / "m", seconds=8)
     reload(server, config("again", tmp_path / "m"))
     call = server.predictions.Predict.future(saved_models.predict_request("again", [1.0]), timeout=20)
     states(server, "again")
