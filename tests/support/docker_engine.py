@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import ipaddress
 import json
 import os
 import shutil
@@ -71,7 +72,7 @@ class DockerEngine:
         if os.geteuid() == 0 and dockerd:
             # Sockets have short paths: not below pytest's folders.
             folder = Path(tempfile.mkdtemp(prefix="mp-docker-"))
-            (folder / "daemon.json").write_text("{}")
+            (folder / "daemon.json").write_text(json.dumps(_own_networks()))
             command = [
                 dockerd,
                 *(f"--data-root={folder / 'data'}", f"--exec-root={folder / 'exec'}", f"--pidfile={folder / 'pid'}"),
@@ -120,7 +121,8 @@ class DockerEngine:
         """Whether containers outlive the engine's process."""
         assert self._child is not None
         assert self.folder is not None
-        (self.folder / "daemon.json").write_text(json.dumps({"live-restore": on}))
+        file = self.folder / "daemon.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), "live-restore": on}))
         self._child.send(signal.SIGHUP)
         deadline = time.monotonic() + _START
         while self.api.info()["LiveRestoreEnabled"] is not on:
@@ -245,6 +247,28 @@ def engine_or_skip() -> DockerEngine:
         return DockerEngine.start()
     except NoEngine as reason:
         pytest.skip(str(reason))
+
+
+def _own_networks() -> dict[str, Any]:
+    """Where the engine takes its networks' addresses from: engines beside each other, which know nothing of each other,
+    would all begin with the same ones."""
+    pools = list(ipaddress.ip_network("10.128.0.0/9").subnets(new_prefix=20))
+    first = os.getpid() % len(pools)
+    taken = _routed()
+    free = next(one for one in pools[first:] + pools[:first] if not any(one.overlaps(other) for other in taken))
+    return {"default-address-pools": [{"base": str(free), "size": 24}]}
+
+
+def _routed() -> list[ipaddress.IPv4Network]:
+    """The networks to which this machine has routes, but for the default one."""
+    found = []
+    for line in Path("/proc/net/route").read_text().splitlines()[1:]:
+        _, destination, *_, mask = line.split()[:8]
+        if int(mask, 16):
+            octets = [bytes.fromhex(one)[::-1] for one in (destination, mask)]
+            address, netmask = (str(ipaddress.IPv4Address(one)) for one in octets)
+            found.append(ipaddress.IPv4Network(f"{address}/{netmask}"))
+    return found
 
 
 def _programs() -> list[str]:
