@@ -8,7 +8,7 @@ import json
 import sys
 from pathlib import Path
 
-MOST = 3
+MOST = 5
 
 record = Path(".pytest_cache/v/cache/lastfailed")
 failed = sorted(json.loads(record.read_text())) if record.exists() else []

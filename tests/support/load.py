@@ -46,7 +46,7 @@ class Load:
     target: str
     request: Any
     clients: int = 4
-    rest: float = 0.005
+    rest: float = 0.015
     timeout: float = 20.0
     outcomes: list[Outcome] = field(default_factory=list)
 
