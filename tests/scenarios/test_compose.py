@@ -91,7 +91,10 @@ def panels() -> Iterator[tuple[str, str]]:
         dashboard = json.loads(file.read_text())
         for panel in dashboard["panels"]:
             for target in panel["targets"]:
-                yield f"{dashboard['title']}: {panel['title']}", target["expr"].replace("$model", ".*")
+                yield (
+                    f"{dashboard['title']}: {panel['title']}",
+                    target["expr"].replace("$model", ".*").replace("$__rate_interval", "1m"),
+                )
 
 
 async def test_every_panel_has_data(compose: Compose, step: Step) -> None:

@@ -84,7 +84,10 @@ def queries() -> Iterator[tuple[str, str]]:
         dashboard = json.loads(file.read_text())
         for panel in dashboard["panels"]:
             for target in panel["targets"]:
-                yield f"{dashboard['title']}: {panel['title']}", target["expr"].replace("$model", ".*")
+                yield (
+                    f"{dashboard['title']}: {panel['title']}",
+                    target["expr"].replace("$model", ".*").replace("$__rate_interval", "1m"),
+                )
 
 
 async def test_every_panel_shows_a_canary_at_work_and_alerts_see_a_control_plane_go(tmp_path: Path) -> None:
