@@ -11,9 +11,10 @@ import io
 import logging
 import tarfile
 import threading
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar, cast
 
@@ -30,11 +31,11 @@ _LARGEST_FILE = 4_000_000
 
 
 class EngineError(Exception):
-    """The engine could not be asked, or refused. `denied`: this user may not talk to it."""
+    """The engine could not be asked, or refused. `mend`: what a user has to change, where waiting is no use."""
 
-    def __init__(self, message: str, *, denied: bool = False) -> None:
+    def __init__(self, message: str, *, mend: str = "") -> None:
         super().__init__(message)
-        self.denied = denied
+        self.mend = mend
 
 
 class Engine:
@@ -54,6 +55,12 @@ class Engine:
             self._arguments = {"base_url": url} if url else docker.utils.kwargs_from_env()
         except self._failures as error:
             raise MonitorError(f"DOCKER_HOST or DOCKER_CERT_PATH: {error}") from None
+        try:
+            docker.utils.parse_host(self.url)
+        except self._failures as error:
+            said_by = "--docker-url" if url else "DOCKER_HOST"
+            mend = "write unix:///path/to/docker.sock or tcp://HOST:PORT"
+            raise MonitorError(f"{said_by} {self.url!r}: {error}; {mend}") from None
         self._local = threading.local()
         self._clients: list[Any] = []
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="docker")
@@ -131,8 +138,22 @@ class Engine:
                 raise EngineError(_told(error)) from None
             return cast(T, absent)
         except self._failures as error:
-            cause = _system_error(error)
-            raise EngineError(_told(cause or error), denied=isinstance(cause, PermissionError)) from None
+            raise self._engine_error(error) from None
+
+    def _engine_error(self, error: BaseException) -> EngineError:
+        for cause in _causes(error):
+            if isinstance(cause, PermissionError):
+                mend = "run the monitor as a user who may use Docker, or name another socket with --docker-url"
+                return EngineError(_told(cause), mend=mend)
+            if isinstance(cause, ConnectionRefusedError) and (kind := _no_socket(self.url)):
+                mend = "mount the engine's socket there, or name another with --docker-url"
+                return EngineError(f"there is a {kind}, not a socket", mend=mend)
+            if isinstance(cause, OSError) and cause.strerror:
+                return EngineError(_told(cause))
+            if isinstance(cause, self._sdk.errors.APIError) and cause.status_code == 403:
+                mend = "its proxy has to let GET of /version, /info, /events, /networks and /containers through"
+                return EngineError(_told(cause), mend=mend)
+        return EngineError(_told(error))
 
     def _client(self) -> Any:
         # A requests.Session is not made for several threads.
@@ -195,19 +216,26 @@ class _Reader(threading.Thread):
             self._loop.call_soon_threadsafe(self._queue.put_nowait, event)
 
 
-def _system_error(error: BaseException | None) -> OSError | None:
-    """The system's own error inside of the ones that the SDK, requests and urllib3 wrap around it."""
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The error, and those that the SDK, requests and urllib3 have wrapped in it."""
     seen: set[int] = set()
-    waiting = [error]
+    waiting: list[object] = [error]
     while waiting:
-        one = waiting.pop()
+        one = waiting.pop(0)
         if not isinstance(one, BaseException) or id(one) in seen:
             continue
         seen.add(id(one))
-        if isinstance(one, OSError) and one.strerror:
-            return one
+        yield one
         waiting += [one.__cause__, one.__context__, *one.args]
-    return None
+
+
+def _no_socket(url: str) -> str:
+    """What is where the URL says that a socket is; empty if it is one, or nothing is there. Docker makes a folder
+    wherever it is told to mount what does not exist."""
+    path = Path(url.removeprefix("unix://"))
+    if not url.startswith("unix://") or path.is_socket() or not path.exists():
+        return ""
+    return "folder" if path.is_dir() else "file"
 
 
 def _told(error: BaseException) -> str:

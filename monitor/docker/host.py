@@ -66,8 +66,8 @@ class HostMonitor:
         self._since = time.time()
 
     async def follow(self) -> None:
-        """Never returns. Raises MonitorError if this user may not talk to the engine, which waiting won't mend, or if
-        none has answered for --docker-wait."""
+        """Never returns. Raises MonitorError for what waiting won't mend (this user may not talk to the engine, a proxy
+        refuses, there is no socket), or if none has answered for --docker-wait."""
         pause, away, began = _FIRST_RETRY, False, time.monotonic()
         log.info("asking the Docker engine at %s", self._engine.url)
         while True:
@@ -93,8 +93,8 @@ class HostMonitor:
     def _give_up(self, error: EngineError, waited: float) -> None:
         """Of an engine that has never answered: raise MonitorError if it is no use to wait, or has been long enough."""
         longest = self._docker.docker_wait
-        if error.denied:
-            mend = "run the monitor as a user who may use Docker, or name another socket with --docker-url"
+        if error.mend:
+            mend = error.mend
         elif longest is not None and waited >= longest:
             mend = f"no engine has answered for {longest:g} s (--docker-wait); start it, or name another: --docker-url"
         else:
