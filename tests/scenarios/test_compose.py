@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.compose import Compose, compose_or_skip
+from tests.support.discovered import Discovery
 from tests.support.docker_engine import engine_or_skip
 from tests.support.load import Load
 from tests.support.saved_models import predict_request
@@ -25,6 +26,19 @@ SPARE = ("serving", "control-plane-0", "control-plane-1", "etcd-0", "etcd-1", "e
 """What may be lost without a request's failing: all but Envoy, which is the one address."""
 
 DASHBOARDS = Path(__file__).parents[2] / "control_plane" / "observability" / "grafana" / "dashboards"
+READ = (("GET", "/containers/json"), ("GET", "/v1.41/containers/{}/json"))
+REFUSED = (
+    ("POST", "/containers/{}/stop"),
+    ("POST", "/v1.41/containers/{}/exec"),
+    ("DELETE", "/containers/{}"),
+    ("PUT", "/containers/{}/archive?path=/tmp"),
+    ("POST", "/containers/json/../create"),
+    ("GET", "/containers/json/../{}/export"),
+    ("GET", "/containers/{}/logs?stdout=1"),
+    ("GET", "/images/json"),
+)
+"""What the proxy of the engine's socket must pass on, and what not; `{}` is a container."""
+
 Step = Callable[[str], None]
 
 
@@ -248,6 +262,68 @@ async def test_the_control_plane_of_envoy_is_cut_off(compose: Compose, step: Ste
         await load.more(200)
     load.assert_all_ok()
     step(f"{len(load.outcomes)} requests, none failed")
+
+
+async def test_one_monitor_finds_the_containers_of_the_host(compose: Compose, step: Step, tmp_path: Path) -> None:
+    api = compose.engine.api
+    half = {"MODEL_NAME": "half_plus_two"}
+    labels = {"modelplane.enable": "true"}
+    flags = ("--port=9000", "--model_config_file=/models/models.config")
+    discovery = Discovery(compose, tmp_path)
+    try:
+        async with load_of(compose) as load:
+            await asyncio.to_thread(discovery.up)
+            step("the monitor of the host is up")
+            plain = discovery.run("plain", environment=half)
+            labelled = discovery.run(
+                "labelled",
+                *flags,
+                image="modelplane-test-serving:1",
+                entrypoint=["tensorflow_model_server"],
+                labels=labels,
+                healthcheck={"test": ["NONE"]},
+            )
+            with discovery.project("found") as other:
+                await discovery.until(plain, labelled, other)
+                await discovery.share(plain, labelled, other)
+                step("of an image's name, by a label, in another project: three are found and have their share")
+                answers = discovery.ask(*((method, path.format(plain)) for method, path in (*READ, *REFUSED)))
+                assert answers == [200] * len(READ) + [403] * len(REFUSED)
+                step("the socket's proxy lets read, and nothing else")
+
+                api.kill(plain)
+                await discovery.until(labelled, other)
+                step("one was killed")
+                api.start(plain)
+                await discovery.share(plain)
+                step("and started again")
+                address = compose.cut(labelled)
+                await discovery.until(plain, other)
+                step("one was cut off")
+                compose.connect(labelled, "labelled")
+                assert compose.address(labelled) != address
+                await discovery.share(labelled)
+                step("and connected again, at another address")
+
+                api.kill(discovery.container("discovery"))
+                api.kill(plain)
+                await load.more(200)
+                await asyncio.to_thread(discovery.up)
+                await discovery.until(labelled, other)
+                step("the monitor was killed, one went meanwhile, and it is back")
+                await compose.crash(discovery.container("docker-socket"))
+                api.start(plain)
+                await discovery.share(plain, labelled, other)
+                step("the socket's proxy crashed and is back, and what came meanwhile is found")
+                await asyncio.to_thread(api.stop, labelled)
+                await discovery.until(plain, other)
+            await discovery.until(plain)
+            step("one was stopped, a project taken down")
+            await load.more(200)
+        load.assert_all_ok()
+        step(f"{len(load.outcomes)} requests, none failed")
+    finally:
+        discovery.close()
 
 
 async def test_envoy_crashes_and_comes_back(compose: Compose, step: Step) -> None:

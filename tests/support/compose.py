@@ -46,6 +46,18 @@ RUN printf '#!/bin/bash\\nPYTHONPATH=/opt/tensorflow exec python3 -m modelplane 
 > /usr/bin/tensorflow_model_server && chmod +x /usr/bin/tensorflow_model_server
 USER 10001
 """
+OFFICIAL = "localhost:1/modelplane-test-official/tensorflow/serving:2.19.0"
+"""The image with the official one's name, entrypoint and variables."""
+_OFFICIAL = """\
+FROM modelplane-test-serving:1
+USER root
+RUN printf '#!/bin/bash\\n%s\\n' 'tensorflow_model_server --port=8500 --rest_api_port=8501 \
+--model_name=${MODEL_NAME} --model_base_path=${MODEL_BASE_PATH}/${MODEL_NAME} "$@"' \
+> /usr/bin/tf_serving_entrypoint.sh && chmod +x /usr/bin/tf_serving_entrypoint.sh
+ENV MODEL_NAME=model MODEL_BASE_PATH=/models
+HEALTHCHECK NONE
+ENTRYPOINT ["/usr/bin/tf_serving_entrypoint.sh"]
+"""
 
 
 def compose_or_skip() -> str:
@@ -75,7 +87,9 @@ class Compose:
         import tensorflow
 
         packages = Path(tensorflow.__file__).parents[1]
-        mounted = {"volumes": [f"{packages}:/opt/tensorflow:ro"]}
+        self.binds = [f"{packages}:/opt/tensorflow:ro", f"{models}:/models:ro"]
+        """What a container of OFFICIAL needs."""
+        mounted = {"volumes": self.binds[:1]}
         self.observed = all(map(shutil.which, ("prometheus", "busybox")))
         """Whether there is a Prometheus; Grafana's program can't be had from a package."""
         self.benched = shutil.which("ghz") is not None
@@ -97,6 +111,7 @@ class Compose:
             "ETCD_IMAGE": "modelplane-test-etcd:1",
             "ENVOY_IMAGE": "modelplane-test-envoy:1",
             "MODELS": str(models),
+            "DOCKER_SOCKET": engine.url.removeprefix("unix://"),
             "GRPC_PORT": f"127.0.0.1:{self.port}",
             "REST_PORT": "127.0.0.1:0",
             "COMPOSE_PROFILES": "observe" if self.observed else "",
@@ -113,6 +128,7 @@ class Compose:
             self._import_base()
         self._image("modelplane-test:1", path=str(ROOT), target="modelplane")
         self._image("modelplane-test-serving:1", fileobj=_context(_SERVING), custom_context=True)
+        self._image(OFFICIAL, fileobj=_context(_OFFICIAL), custom_context=True)
         programs = {name: _executable(name) for name in ("etcd", "etcdctl", "envoy")}
         etcd, etcdctl = programs["etcd"], programs["etcdctl"]
         self._image("modelplane-test-etcd:1", fileobj=_context(_ETCD, etcd, etcdctl), custom_context=True)
@@ -196,30 +212,31 @@ class Compose:
     def address(self, container: str) -> str:
         """In the network that all share."""
         networks = self.engine.api.inspect_container(container)["NetworkSettings"]["Networks"]
-        return str(networks[self._network]["IPAddress"])
+        return str(networks[self.network]["IPAddress"])
 
     def cut(self, container: str) -> str:
         """Take its network away; the address that it had."""
         had = self.address(container)
-        self.engine.api.disconnect_container_from_network(container, self._network)
+        self.engine.api.disconnect_container_from_network(container, self.network)
         return had
 
     def connect(self, container: str, service: str) -> None:
         """Give its network back, as Compose had given it, but with another address: a third has taken the old one."""
         api = self.engine.api
-        network = api.create_networking_config({self._network: api.create_endpoint_config()})
+        network = api.create_networking_config({self.network: api.create_endpoint_config()})
         host = api.create_host_config(init=True)
         third = api.create_container(
             "modelplane-test:1", entrypoint=["sleep", "infinity"], host_config=host, networking_config=network
         )
         try:
             api.start(third)
-            api.connect_container_to_network(container, self._network, aliases=[service])
+            api.connect_container_to_network(container, self.network, aliases=[service])
         finally:
             api.remove_container(third, force=True)
 
     @property
-    def _network(self) -> str:
+    def network(self) -> str:
+        """The one that all share."""
         return f"{self._environment['COMPOSE_PROJECT_NAME']}_default"
 
     def received(self, container: str) -> int:
