@@ -36,7 +36,7 @@ CMD ["monitor", "--", "tensorflow_model_server", "--port=8500", "--rest_api_port
      "--model_config_file=/models/models.config", "--model_config_file_poll_wait_seconds=5"]
 
 FROM build AS build-model-server
-RUN python3 -m pip --python /opt/modelplane/bin/python install --no-cache-dir '.[local]'
+RUN python3 -m pip --python /opt/modelplane/bin/python install --no-cache-dir '.[model-server]'
 
 FROM modelplane AS model-server
 COPY --from=build-model-server /opt/modelplane /opt/modelplane
