@@ -72,7 +72,7 @@ class Metrics:
         self._plan_writes = gauge("plan_writes", "transactions written as the leader")
         self._plan_seconds = gauge("plan_seconds", "seconds spent in planning")
         self._waiting = gauge("waiting_models", "models that find no instance with the room and the files")
-        self.draining = gauge("draining_instances", "instances that take no new requests")
+        self.draining = gauge("draining_instances", "instances that drain, as a whole or one of their versions")
         self.envoys = gauge("envoys", "connected xDS streams")
         self.away = gauge("away_envoys", "Envoys that no control plane has and that drains wait for")
         self.resources = gauge("resources", "resources held, by type", "type")
