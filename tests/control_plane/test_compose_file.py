@@ -47,7 +47,6 @@ UNCHECKED = {
     "envoy-bootstrap": "it ends",
     "sidecar-network": "it does nothing",
     "discovery": "what it watches may be nothing",
-    "docker-socket": "its monitor says so where it can't be reached",
     "bench": "it ends",
 }
 """Services without a health check, and why."""
