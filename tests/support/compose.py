@@ -79,6 +79,7 @@ class Compose:
         self.prometheus_port = free_port()
         self._program = program
         self._folder = folder
+        self._had: dict[str, str] = {}
         models = folder / "models"
         half_plus_two(models / "half_plus_two")
         (models / "models.config").write_text(model_config({"half_plus_two": Path("/models/half_plus_two")}))
@@ -216,23 +217,26 @@ class Compose:
 
     def cut(self, container: str) -> str:
         """Take its network away; the address that it had."""
-        had = self.address(container)
+        had = self._had[container] = self.address(container)
         self.engine.api.disconnect_container_from_network(container, self.network)
         return had
 
     def connect(self, container: str, service: str) -> None:
         """Give its network back, as Compose had given it, but with another address: a third has taken the old one."""
         api = self.engine.api
-        network = api.create_networking_config({self.network: api.create_endpoint_config()})
-        host = api.create_host_config(init=True)
-        third = api.create_container(
-            "modelplane-test:1", entrypoint=["sleep", "infinity"], host_config=host, networking_config=network
-        )
+        host = api.create_host_config(init=True, network_mode=self.network)
+        others: list[str] = []
         try:
-            api.start(third)
+            # Which address is given out next is the engine's own affair.
+            while len(others) < 20 and self._had[container] not in map(self.address, others):
+                others.append(
+                    api.create_container("modelplane-test:1", entrypoint=["sleep", "infinity"], host_config=host)["Id"]
+                )
+                api.start(others[-1])
             api.connect_container_to_network(container, self.network, aliases=[service])
         finally:
-            api.remove_container(third, force=True)
+            for other in others:
+                api.remove_container(other, force=True)
 
     @property
     def network(self) -> str:
