@@ -349,3 +349,4 @@ async def test_down_leaves_nothing(compose: Compose, step: Step) -> None:
     step("down")
     assert compose("ps", "-q", "-a") == ""
     assert not compose.engine.api.volumes()["Volumes"]
+    assert {network["Name"] for network in compose.engine.api.networks()} == {"host", "none"}

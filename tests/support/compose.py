@@ -269,7 +269,7 @@ class Compose:
     def close(self) -> None:
         """Nothing of it is left."""
         with contextlib.suppress(AssertionError, subprocess.TimeoutExpired):
-            self("down", "-v", "--timeout", "5")
+            self("--profile", "discovery", "--profile", "sidecar", "down", "-v", "--timeout", "5")
         label = f"com.docker.compose.project=mp-{os.getpid()}"
         for container in self.engine.api.containers(all=True, filters={"label": label}):
             self.engine.api.remove_container(container, force=True, v=True)

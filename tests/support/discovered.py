@@ -110,3 +110,6 @@ class Discovery:
             with contextlib.suppress(Exception):
                 self._api.remove_container(name, force=True)
         self._compose(*_PROFILE, "rm", "-f", "-s", "discovery", "docker-socket")
+        # A `down` without the profile would leave it.
+        for network in self._api.networks(names=[self._compose.network.replace("default", "docker-socket")]):
+            self._api.remove_network(network["Id"])
