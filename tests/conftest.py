@@ -29,6 +29,8 @@ def pytest_configure() -> None:
     # A run that is ended cleans up as one that is interrupted.
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)
+        # A shell's background job ignores SIGINT, and so would every process that a test starts.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

@@ -80,18 +80,18 @@ async def test_a_lost_instances_copies_are_placed_anew_and_nothing_moves_when_it
         wanted = {"replicas": 3}
         await operator.apply(policy("later", bases["later"], instances=wanted), wait=True)
         # The leader has planned with the one that is back: it placed a model there.
-        assert set(await holders(zoned, "later")) == set(ZONES)
+        await until_on(zoned, set(ZONES), "later")
         await load.more(100)
         assert await holders(zoned, "m") == kept
     load.assert_all_ok(at_least=300)
 
 
-async def until_on(stack: Stack, names: set[str]) -> None:
+async def until_on(stack: Stack, names: set[str], model: str = "m") -> None:
     async def there() -> bool:
-        assert set(await holders(stack, "m")) == names
+        assert set(await holders(stack, model)) == names
         return True
 
-    await eventually(there, f"copies on {sorted(names)}", 60)
+    await eventually(there, f"copies of {model} on {sorted(names)}", 60)
 
 
 async def test_nonsense_in_the_registry_moves_no_request_and_is_put_right(zoned: Stack) -> None:
