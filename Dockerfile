@@ -12,9 +12,12 @@ ARG GHZ_VERSION=v0.119.0
 FROM ${PYTHON_IMAGE} AS build
 WORKDIR /build
 RUN python3 -m venv --without-pip /opt/modelplane
+# First what comes from outside, by version and hash: a layer that stays while only our own code changes.
+COPY modelplane/requirements.txt modelplane/
+RUN python3 -m pip --python /opt/modelplane/bin/python install --no-cache-dir --require-hashes -r modelplane/requirements.txt
 COPY . .
 # The compiler for proto/ is needed here only: pip installs it for the build alone.
-RUN python3 -m pip --python /opt/modelplane/bin/python install --no-cache-dir '.[docker]'
+RUN python3 -m pip --python /opt/modelplane/bin/python install --no-cache-dir --no-deps .
 
 FROM ${PYTHON_IMAGE} AS modelplane
 RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin modelplane
@@ -36,7 +39,7 @@ CMD ["monitor", "--", "tensorflow_model_server", "--port=8500", "--rest_api_port
      "--model_config_file=/models/models.config", "--model_config_file_poll_wait_seconds=5"]
 
 FROM build AS build-model-server
-RUN python3 -m pip --python /opt/modelplane/bin/python install --no-cache-dir '.[model-server]'
+RUN python3 -m pip --python /opt/modelplane/bin/python install --no-cache-dir --require-hashes -r model_server/requirements.txt
 
 FROM modelplane AS model-server
 COPY --from=build-model-server /opt/modelplane /opt/modelplane

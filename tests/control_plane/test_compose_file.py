@@ -4,11 +4,13 @@ docs/docker.md names the variables that there are. docs/docker.md also says what
 from __future__ import annotations
 
 import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "compose.yaml").read_text()
@@ -45,8 +47,6 @@ TRIED = {
 
 UNCHECKED = {
     "envoy-bootstrap": "it ends",
-    "sidecar-network": "it does nothing",
-    "discovery": "what it watches may be nothing",
     "bench": "it ends",
 }
 """Services without a health check, and why."""
@@ -161,3 +161,17 @@ def test_the_dockerfile_needs_no_buildkit() -> None:
     """1.29 builds without it."""
     text = (ROOT / "Dockerfile").read_text()
     assert not re.findall(r"(?im)^#\s*syntax=|^(RUN|COPY|ADD) --(?!from=).*|^.*<<-?['\"]?EOF", text)
+
+
+@pytest.mark.parametrize(
+    ("path", "extras"),
+    [("modelplane/requirements.txt", ["docker"]), ("model_server/requirements.txt", ["docker", "model-server"])],
+)
+def test_the_images_have_versions_that_pyproject_allows(path: str, extras: list[str]) -> None:
+    """What those need in turn, pip checks at the build: it takes nothing without a hash."""
+    line = r"(?m)^([\w.-]+)==([\w.]+) (?:; python_full_version < '3.12' )?\\$"
+    pinned = dict(re.findall(line, (ROOT / path).read_text()))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *(one for extra in extras for one in project["optional-dependencies"][extra])]
+    for requirement in map(Requirement, wanted):
+        assert requirement.specifier.contains(pinned[requirement.name.lower()]), requirement

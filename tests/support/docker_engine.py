@@ -102,7 +102,9 @@ class DockerEngine:
         assert self._daemon is not None
         assert self.folder is not None
         log = self.folder / "dockerd.log"
-        self._child = ChildProcess(self._daemon, log)
+        # Its own programs (docker-proxy, iptables) are where a PATH may not lead.
+        path = f"{os.environ.get('PATH', os.defpath)}:/usr/local/sbin:/usr/sbin:/sbin"
+        self._child = ChildProcess(self._daemon, log, {"PATH": path})
         deadline = time.monotonic() + _START
         while time.monotonic() < deadline and self._child.alive():
             if _answers(self.folder / "socket"):

@@ -8,7 +8,7 @@ include+=,libncursesw6,libuuid1,libnsl2,libtirpc3,libstdc++6
 sources=()
 [ -f /etc/apt/sources.list.d/debian.sources ] && sources=(/etc/apt/sources.list.d/debian.sources)
 export python
-mmdebstrap --quiet --variant=minbase --include="$include" --aptopt='Acquire::Languages "none"' \
+mmdebstrap --quiet --format=tar --variant=minbase --include="$include" --aptopt='Acquire::Languages "none"' \
   --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/man/*' \
   --dpkgopt='path-exclude=/usr/share/locale/*' \
   --customize-hook='mkdir -p "$1/usr/local"' \
