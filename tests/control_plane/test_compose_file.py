@@ -175,3 +175,11 @@ def test_the_images_have_versions_that_pyproject_allows(path: str, extras: list[
     wanted = [*project["dependencies"], *(one for extra in extras for one in project["optional-dependencies"][extra])]
     for requirement in map(Requirement, wanted):
         assert requirement.specifier.contains(pinned[requirement.name.lower()]), requirement
+
+
+def test_what_builds_an_image_of_several_services_comes_first() -> None:
+    """1.29 asks for the images in the file's order, unless a service depends on a later one."""
+    images = [service["image"] for service in SERVICES.values()]
+    for name, service in SERVICES.items():
+        if "build" in service:
+            assert images.index(service["image"]) == list(SERVICES).index(name), name
