@@ -105,6 +105,53 @@ def test_services_lead_to_ports(service: dict[str, Any]) -> None:
         assert WORKLOADS[name]["spec"]["serviceName"] == service["metadata"]["name"]
 
 
+def named_ports(name: str) -> set[str]:
+    return {port["name"] for each in containers(name).values() for port in each.get("ports", [])}
+
+
+def allowed(name: str, port: str) -> set[str] | None:
+    """The workloads that may reach a port of one; None: whoever wants to."""
+    (policy,) = (each for each in of_kind("NetworkPolicy") if each["metadata"]["name"] == name)
+    assert policy["spec"]["podSelector"] == WORKLOADS[name]["spec"]["selector"]
+    assert policy["spec"]["policyTypes"] == ["Ingress"]
+    rules = [rule for rule in policy["spec"]["ingress"] if {"port": port} in rule["ports"]]
+    if any("from" not in rule for rule in rules):
+        return None
+    selectors = [peer["podSelector"] for rule in rules for peer in rule["from"]]
+    found = {other for other in WORKLOADS if WORKLOADS[other]["spec"]["selector"] in selectors}
+    assert len(found) == len({str(selector) for selector in selectors})
+    return found
+
+
+def test_only_who_needs_it_reaches_what_asks_nobody_who_they_are() -> None:
+    assert {each["metadata"]["name"] for each in of_kind("NetworkPolicy")} == WORKLOADS.keys()
+    reached = {(name, port): allowed(name, port) for name in WORKLOADS for port in named_ports(name)}
+    assert reached == {
+        ("etcd", "client"): {"control-plane", "serving", "etcd"},
+        ("etcd", "peer"): {"etcd"},
+        ("etcd", "metrics"): None,
+        ("control-plane", "xds"): {"envoy", "control-plane"},
+        ("control-plane", "http"): None,
+        ("envoy", "grpc"): None,
+        ("envoy", "rest"): None,
+        ("envoy", "stats"): None,
+        ("serving", "grpc"): {"envoy", "control-plane"},
+        ("serving", "rest"): {"envoy", "control-plane"},
+        ("serving", "metrics"): None,
+    }
+
+
+@pytest.mark.parametrize("name", WORKLOADS)
+def test_metrics_are_read_where_they_are(name: str) -> None:
+    template = WORKLOADS[name]["spec"]["template"]
+    ports = {port["containerPort"] for each in containers(name).values() for port in each.get("ports", [])}
+    assert template["metadata"]["annotations"]["prometheus.io/scrape"] == "true"
+    assert int(template["metadata"]["annotations"]["prometheus.io/port"]) in ports
+    variables = [one.get("value", "") for each in containers(name).values() for one in each.get("env", [])]
+    listens = template["metadata"]["annotations"]["prometheus.io/port"]
+    assert listens == "18080" or any(value.endswith(f"0.0.0.0:{listens}") for value in variables)
+
+
 @pytest.mark.parametrize(("workload", "name"), ALL)
 def test_containers_use_what_is_there(workload: str, name: str) -> None:
     container = containers(workload)[name]
