@@ -39,12 +39,13 @@ class Convergence:
         self._pending: deque[tuple[int, float]] = deque(maxlen=_MOST_PENDING)
         self._newest = 0
 
-    def received(self, revision: int, now: float) -> None:
-        """The registry is at this revision; the first one is what was there before, and isn't timed."""
+    def received(self, revision: int, now: float, connected: bool = True) -> None:
+        """The registry is at this revision. The first one is what was there before, and isn't timed; nor is what came
+        while nobody was `connected`, for it would be the time until somebody was."""
         if revision < self._newest:
             # A wiped etcd counts from the beginning again.
             self._pending.clear()
-        elif revision > self._newest > 0:
+        elif connected and revision > self._newest > 0:
             self._pending.append((revision, now))
         self._newest = revision
 

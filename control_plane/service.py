@@ -270,7 +270,7 @@ class ControlPlane:
             self._proxyless.table.mark_ready()
         revision = self._pipeline.catalog.revision
         self._extent.update(self._pipeline.changed, self._pipeline.catalog.models)
-        self._convergence.received(revision, time.monotonic())
+        self._convergence.received(revision, time.monotonic(), bool(self._xds.nodes))
         self._xds.publish(self._proxyless.update(self._pipeline.changed, revision), self._grpc_view)
         if self._drains.going_on:
             # At once: an instance of which more drains than before is looked at anew, however soon all acknowledge.

@@ -67,3 +67,11 @@ def test_convergence_is_timed_once_and_not_for_what_was_there_before() -> None:
     course.received(9, 5.0)
     course.received(2, 6.0)
     assert course.converged(9, 7.0) == []
+
+
+def test_what_came_while_nobody_was_connected_is_not_timed() -> None:
+    course = Convergence()
+    course.received(5, 0.0, connected=False)
+    course.received(6, 1.0, connected=False)
+    course.received(7, 30.0)
+    assert course.converged(7, 31.0) == [1.0]
