@@ -112,6 +112,14 @@ def test_each_alert_has_a_case_that_fires_and_one_that_does_not() -> None:
         assert {case.alert for case in CASES if case.fires is fires} == set(rules())
 
 
+def test_grafana_knows_how_often_prometheus_reads() -> None:
+    """Without it Grafana draws a point every 15 s, and what is over sooner is not seen."""
+    scraped = yaml.safe_load(ALERTS.with_name("prometheus.yml").read_text())["global"]["scrape_interval"]
+    provisioned = ALERTS.parent / "grafana" / "provisioning" / "datasources" / "prometheus.yml"
+    (source,) = yaml.safe_load(provisioned.read_text())["datasources"]
+    assert source["jsonData"]["timeInterval"] == scraped
+
+
 @needs_promtool
 def test_prometheus_takes_the_files() -> None:
     promtool("check", "rules", str(ALERTS))
