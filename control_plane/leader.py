@@ -23,6 +23,7 @@ from registry.etcd import EtcdClient, EtcdError, LeaseNotFound, Operation, TooLa
 from registry.events import EVENT_TTL, Event
 from registry.follow import Changes, Snapshot, Update, follow
 from registry.keys import Keyspace, TrafficKey
+from registry.rollouts import RolloutRecord
 
 log = logging.getLogger(__name__)
 
@@ -42,9 +43,11 @@ _SEEN_WITHIN = 10.0
 
 @dataclass(slots=True)
 class Figures:
-    """What a leader counts, for metrics. `seconds`: of CPU and waiting in planning."""
+    """What a leader counts, for metrics. `seconds`: of CPU and waiting in planning. `rollouts`: by model, as the leader
+    has them at the moment. `waiting` and these are nothing where nobody leads."""
 
     leads: bool = False
+    rollouts: Mapping[str, RolloutRecord] = field(default_factory=dict)
     planned: int = 0
     writes: int = 0
     waiting: int = 0
@@ -94,7 +97,7 @@ class Leader:
                         await asyncio.sleep(_MAX_BACKOFF)
                         term = None
             finally:
-                self.figures.leads = False
+                self.figures.leads, self.figures.waiting, self.figures.rollouts = False, 0, {}
 
     async def _lead(self, term: Term) -> None:
         rounds = _Rounds(self._means, term, self.figures)
@@ -235,7 +238,7 @@ class _Rounds:
             self._figures.planned += 1
         decisions = planner.decisions()
         self._look_at |= decisions.look_at
-        self._figures.waiting = len(self._state.waiting)
+        self._figures.waiting, self._figures.rollouts = len(self._state.waiting), self._state.rollouts
         self._figures.seconds += time.monotonic() - began
         return decisions
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.core import CounterMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from control_plane.comparing.comparer import OUTCOMES
@@ -15,6 +16,7 @@ from control_plane.model import Health
 from control_plane.traffic_metrics import TrafficMetrics
 from control_plane.xds.events import short_type
 from control_plane.xds.subscription import Counters
+from registry.rollouts import Phase
 
 _TOTALS = {
     "responses": "responses sent to Envoys",
@@ -40,6 +42,20 @@ class _Totals(Collector):
             yield family
 
 
+class _Rollouts(Collector):
+    """Models by the phase of their rollouts, where this control plane leads. A scrape comes from another thread."""
+
+    def __init__(self) -> None:
+        self.figures = Figures()
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        phases = collections.Counter(record.phase for record in list(self.figures.rollouts.values()))
+        family = GaugeMetricFamily("modelplane_rollouts", "models by the phase of their rollout", labels=["phase"])
+        for phase in Phase:
+            family.add_metric([phase.value], phases[phase])
+        yield family
+
+
 class Metrics:
     """One replica's metrics; read by /metrics."""
 
@@ -50,6 +66,8 @@ class Metrics:
         self.registry.register(self.traffic)
         self._totals = _Totals()
         self.registry.register(self._totals)
+        self._rollouts = _Rollouts()
+        self.registry.register(self._rollouts)
         gauge = self._gauge
         self.registry_connected = gauge("registry_connected", "1 while etcd answers")
         self.registry_revision = gauge("registry_revision", "newest etcd revision with a consequence for Envoy")
@@ -99,6 +117,7 @@ class Metrics:
 
     def leading(self, figures: Figures) -> None:
         """What this replica does as the leader, read anew by each scrape."""
+        self._rollouts.figures = figures
         self._leads.set_function(lambda: figures.leads)
         self._planned.set_function(lambda: figures.planned)
         self._plan_writes.set_function(lambda: figures.writes)

@@ -306,6 +306,10 @@ class MonitorCore:
                     found[version.state.value] += 1
         return found
 
+    def conditions(self) -> Counter[str]:
+        """How many there are of each name. From any thread."""
+        return self._keys.conditions()
+
     # --- decisions ----------------------------------------------------------------------------------------------
 
     def due(self, now: float) -> tuple[Probe, ...]:

@@ -7,6 +7,7 @@ was marked, never the number of models, but for the instance's own record, which
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import chain
@@ -102,6 +103,10 @@ class InstanceKeys:
         found = tuple(conditions)
         if found != self._conditions.get(source, ()):
             self._conditions[source], self.touched = found, True
+
+    def conditions(self) -> Counter[str]:
+        """How many there are of each name. From any thread."""
+        return Counter(one.name for several in list(self._conditions.values()) for one in several)
 
     def unannounce(self, versions: Mapping[str, frozenset[int]]) -> None:
         """See MonitorCore.removed."""

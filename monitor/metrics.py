@@ -49,23 +49,29 @@ class MonitorMetrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """All families; nothing but zeros before any instance is claimed."""
-        states, held = Counter[str](), 0
+        states, conditions, held = Counter[str](), Counter[str](), 0
         with self._lock:
             counts = replace(self._past, probes=self._past.probes.copy())
             for core, leased in self._followed.items():
                 counts.add(core, leased)
                 states += core.states()
+                conditions += core.conditions()
                 held += leased.held
         versions = GaugeMetricFamily("modelplane_monitor_versions", "versions of models, by state", labels=["state"])
         for state in sorted({*(one.value for one in ServableState if one is not ServableState.END), *states, "READY"}):
             versions.add_metric([state], states[state])
+        troubles = GaugeMetricFamily(
+            "modelplane_monitor_conditions", "troubles of instances that have a name, by name", labels=["condition"]
+        )
+        for condition, count in sorted(conditions.items()):
+            troubles.add_metric([condition], count)
         probes = CounterMetricFamily("modelplane_monitor_probes", "probes that ended, by result", labels=["result"])
         for proof in Proof:
             probes.add_metric([proof.value], counts.probes[proof])
         drains = CounterMetricFamily("modelplane_monitor_drains", "drains at the end, by outcome", labels=["outcome"])
         for drained, outcome in ((True, "drained"), (False, "given_up")):
             drains.add_metric([outcome], self.drains[drained])
-        yield from (versions, probes, drains)
+        yield from (versions, troubles, probes, drains)
         for name, text, value in (
             ("lease_renewals", "renewals of the leases in etcd", counts.renewals),
             ("leases_lost", "leases granted in place of lost ones", counts.regrants),

@@ -63,6 +63,21 @@ CASES = (
     Case("GuardActive", {"modelplane_guard_active": "1x8 0x4"}, False),
     Case("EndpointsFailing", {'modelplane_endpoints{state="FAILING"}': "0x5 1x7"}, True),
     Case("EndpointsFailing", {'modelplane_endpoints{state="DRAINING"}': "1x12"}, False),
+    # The leader tells.
+    Case(
+        "RolloutEnded",
+        {
+            'modelplane_rollouts{phase="FAILED",instance="a"}': "0x8 1x4",
+            'modelplane_rollouts{phase="FAILED",instance="b"}': "0x12",
+        },
+        True,
+    ),
+    Case("RolloutEnded", {'modelplane_rollouts{phase="ROLLED_BACK"}': "0x8 1x4"}, True),
+    Case("RolloutEnded", {'modelplane_rollouts{phase="ROLLED_BACK"}': "1x8 0x4"}, False),
+    Case("RolloutEnded", {'modelplane_rollouts{phase="STEPPING"}': "1x12"}, False),
+    Case("InstanceTrouble", {'modelplane_monitor_conditions{condition="PredictHangs"}': "_x3 1x9"}, True),
+    Case("InstanceTrouble", {'modelplane_monitor_conditions{condition="PredictHangs"}': "_x6 1x2 _x4"}, False),
+    Case("InstanceTrouble", {'modelplane_monitor_conditions{condition="DrainAsked"}': "1x12"}, False),
     Case("ModelsWithoutPlace", {"modelplane_waiting_models": "0x5 2x7"}, True),
     Case("ModelsWithoutPlace", {"modelplane_waiting_models": "2x8 0x4"}, False),
     # Half of each version's requests are told by each of two control planes.

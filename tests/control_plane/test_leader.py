@@ -201,6 +201,26 @@ async def test_a_leader_that_does_not_know_that_another_leads_writes_nothing(cli
             task.cancel()
 
 
+async def test_who_leads_no_more_tells_of_no_rollouts(client: EtcdClient) -> None:
+    figures, election = Figures(), Election(client, SPACE.make(LeaderKey()), "old", 600)
+    old = Leader(Means(client, SPACE, election, "old"), figures)
+    async with asyncio.TaskGroup() as tasks:
+        running = [tasks.create_task(election.run()), tasks.create_task(old.run())]
+        await registers(client, "i0", {"m": (1,)})
+        await applies(client, "m")
+        await applies(client, "nowhere")
+        await eventually(lambda: figures.rollouts.keys() == {"m", "nowhere"}, "both rollouts to be told")
+        assert (figures.leads, figures.waiting) == (True, 1)
+        await client.delete(SPACE.make(LeaderKey()))
+        await client.put(SPACE.make(LeaderKey()), encode_leader(LeaderRecord("new")))
+        # It learns of that when it writes, as above.
+        await applies(client, "other")
+        await eventually(lambda: not figures.leads, "it to know that another one leads")
+        assert (figures.waiting, figures.rollouts) == (0, {})
+        for task in running:
+            task.cancel()
+
+
 @pytest.fixture
 def planes(tmp_path: Path, etcd: Etcd) -> Iterator[dict[str, ChildProcess]]:
     started: dict[str, ChildProcess] = {}

@@ -53,7 +53,7 @@ def test_each_alert_has_a_summary_and_a_runbook() -> None:
 
 
 async def test_a_monitor_and_a_control_plane_show_what_they_do(tmp_path: Path) -> None:
-    """Waits until a model is READY, at the monitor and in the catalog."""
+    """Waits until a model is READY, at the monitor and in the catalog, and until its base path was missed."""
     stack = Stack(tmp_path)
     try:
         saved_models.half_plus_two(tmp_path / "m")
@@ -71,6 +71,15 @@ async def test_a_monitor_and_a_control_plane_show_what_they_do(tmp_path: Path) -
             return re.search(r"modelplane_convergence_seconds_count [1-9]", get(plane)) is not None
 
         await eventually(timed, "a convergence to be timed", 20)
+
+        def missing() -> bool:
+            return 'modelplane_monitor_conditions{condition="BasePathMissing"} 1.0' in get(monitor)
+
+        assert "modelplane_monitor_conditions{" not in told
+        (tmp_path / "m").rename(tmp_path / "elsewhere")
+        await eventually(missing, "the base path to be missed", 20)
+        (tmp_path / "elsewhere").rename(tmp_path / "m")
+        await eventually(lambda: not missing(), "it to be there again", 20)
 
         stats = f"127.0.0.1:{stack.stats_port}"
         own = get(f"{stats}/stats/prometheus?filter=cluster")

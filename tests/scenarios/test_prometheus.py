@@ -134,6 +134,7 @@ async def watch(stack: Stack, prometheus: Prometheus) -> None:
         assert {version for (version,), seconds in (await prometheus.ask(times)).items() if seconds > 0} >= {"1", "2"}
         compared = await prometheus.ask('rate(modelplane_comparisons_total{outcome="compared"}[1m]) > 0')
         assert compared, "nothing was compared"
+        assert await prometheus.ask("sum by (phase) (modelplane_rollouts) > 0") == {("STEPPING",): 1}
         return True
 
     async with Load(stack.grpc, saved_models.predict_request("m", [2.0]), clients=2, rest=0.02) as load:
