@@ -12,6 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, median
 
+from bench.errors import BenchError
+
 PERCENTILES = (10, 25, 50, 75, 90, 95, 99)
 
 
@@ -122,11 +124,12 @@ def summarise(measurements: Sequence[Measurement]) -> Summary:
 
 
 def ratio(numerators: Sequence[float], denominators: Sequence[float]) -> Ratio:
-    """Divide round by round. Raises ValueError unless both have the same rounds, at least one, and no zero below."""
+    """Divide round by round. Raises ValueError unless both have the same rounds, at least one, and BenchError
+    for a zero below."""
     if len(numerators) != len(denominators) or not numerators:
         raise ValueError(f"{len(numerators)} rounds can't be compared with {len(denominators)}")
     if not all(denominators):
-        raise ValueError("a round cost nothing that could be measured; measure for longer")
+        raise BenchError("a round cost no CPU time that could be measured; measure for longer (--seconds, --requests)")
     rounds = tuple(a / b for a, b in zip(numerators, denominators, strict=True))
     ordered = sorted(rounds)
     return Ratio(median(rounds), percentile(ordered, 25), percentile(ordered, 75), rounds)

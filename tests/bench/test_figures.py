@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench import machine, messages, report
+from bench.errors import BenchError
 from bench.figures import Measurement, Run, percentile, ratio, run_of, summarise
 from monitor.pb import tfs_pb2
 
@@ -51,7 +52,7 @@ def test_a_ratio_compares_round_with_round() -> None:
     assert str(found) == "2.00 (2.00–2.20)"
     with pytest.raises(ValueError, match="can't be compared"):
         ratio([1.0], [1.0, 2.0])
-    with pytest.raises(ValueError, match="longer"):
+    with pytest.raises(BenchError, match="measure for longer"):
         ratio([1.0], [0.0])
 
 
